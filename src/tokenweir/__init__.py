@@ -1,0 +1,3 @@
+"""Tokenweir."""
+
+__version__ = "0.1.0"
