@@ -1,0 +1,1 @@
+"""The load generator: measures a served model and proves its own accuracy."""

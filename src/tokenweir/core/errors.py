@@ -1,0 +1,193 @@
+"""One tree of errors; each class says how it is reported.
+
+::
+
+    WeirError
+    ├── InputError             what the caller wrote cannot be used
+    │   ├── ConfigError        settings file, environment or flag
+    │   ├── SpecError          an experiment that contradicts itself
+    │   ├── CorpusError        a corpus file, with line and reason
+    │   └── RecordError        a run directory that is missing, foreign or damaged
+    ├── UnlikeError            a comparison of runs that may not be compared
+    ├── EndpointError          the server under test
+    │   ├── UnreachableError   no connection
+    │   ├── RefusedError       401, 403, 404: the server will not serve this
+    │   ├── OverloadedError    429, 503: it may, later
+    │   ├── UpstreamError      any other error status or error body
+    │   └── ProtocolError      the answer is not what the protocol promises
+    ├── ResourceError          this machine lacks something
+    │   ├── DescriptorError    too few file descriptors
+    │   └── DiskFullError      no room left for what was measured
+    ├── MissingExtraError      an optional dependency is not installed
+    ├── NoResultError          a run in which no request completed
+    └── CancelledError         the user stopped it
+
+A message says what is wrong with the value (``!r``); ``mend`` says what to do about it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import ClassVar
+
+
+class WeirError(Exception):
+    """Base of every error Tokenweir raises on purpose.
+
+    ``code`` is a stable machine name, ``http_status`` the status an HTTP door answers with, ``retryable``
+    whether the same request may succeed later, ``exit_code`` the process status of a command it ends.
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    log_level: ClassVar[int] = logging.ERROR
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.mend}" if self.mend else self.message
+
+
+class InputError(WeirError):
+    """What the caller wrote cannot be used."""
+
+    code = "bad_input"
+    http_status = 400
+    log_level = logging.WARNING
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A setting in a file, the environment or a flag cannot be used."""
+
+    code = "bad_config"
+
+
+class SpecError(InputError):
+    """An experiment spec contradicts itself or lacks something."""
+
+    code = "bad_spec"
+
+
+class CorpusError(InputError):
+    """A corpus cannot be read; the message names file, line and reason."""
+
+    code = "bad_corpus"
+
+
+class RecordError(InputError):
+    """A run directory is missing, foreign or damaged."""
+
+    code = "bad_record"
+
+
+class UnlikeError(WeirError):
+    """Runs whose workload or measurement differ may not be compared; ``fields`` lists the differences."""
+
+    code = "unlike_runs"
+    http_status = 409
+    log_level = logging.WARNING
+    exit_code = 3
+
+    def __init__(self, message: str, *, fields: tuple[str, ...] = (), mend: str = "") -> None:
+        super().__init__(message, mend=mend)
+        self.fields = fields
+
+
+class EndpointError(WeirError):
+    """The server under test failed in some way; ``status`` is its HTTP status where there was one."""
+
+    code = "endpoint"
+    http_status = 502
+    exit_code = 4
+
+    def __init__(self, message: str, *, mend: str = "", status: int | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.status = status
+
+
+class UnreachableError(EndpointError):
+    """No connection could be made, or it broke before an answer."""
+
+    code = "unreachable"
+    retryable = True
+
+
+class RefusedError(EndpointError):
+    """401, 403, 404: the server will not serve this request."""
+
+    code = "refused"
+    exit_code = 5
+
+
+class OverloadedError(EndpointError):
+    """429 or 503: the server may serve this later; ``retry_after_ns`` is its own advice."""
+
+    code = "overloaded"
+    http_status = 503
+    retryable = True
+
+    def __init__(
+        self, message: str, *, mend: str = "", status: int | None = None, retry_after_ns: int | None = None
+    ) -> None:
+        super().__init__(message, mend=mend, status=status)
+        self.retry_after_ns = retry_after_ns
+
+
+class UpstreamError(EndpointError):
+    """The server answered with an error status or an error body."""
+
+    code = "upstream"
+
+
+class ProtocolError(EndpointError):
+    """The answer is not what the protocol promises."""
+
+    code = "protocol"
+
+
+class ResourceError(WeirError):
+    """This machine lacks something the command needs."""
+
+    code = "resource"
+    http_status = 507
+    exit_code = 6
+
+
+class DescriptorError(ResourceError):
+    """Too few file descriptors may be opened."""
+
+    code = "descriptors"
+
+
+class DiskFullError(ResourceError):
+    """No room is left for what was measured."""
+
+    code = "disk_full"
+
+
+class MissingExtraError(WeirError):
+    """An optional dependency that this command needs is not installed."""
+
+    code = "missing_extra"
+    exit_code = 2
+
+
+class NoResultError(WeirError):
+    """A run ended without one completed request."""
+
+    code = "no_result"
+    exit_code = 7
+
+
+class CancelledError(WeirError):
+    """The user stopped the command; what was measured is kept."""
+
+    code = "cancelled"
+    log_level = logging.INFO
+    exit_code = 130
