@@ -1,0 +1,54 @@
+"""Composition root: puts the slices' settings together and wires adapters into slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import field_validator
+
+from tokenweir import config
+from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
+from tokenweir.core.errors import ConfigError
+
+
+class Settings(SettingsModel):
+    """Everything that ``weir.toml`` may hold: one table per slice, each declared by its slice."""
+
+    log: LogSettings = LogSettings()
+    stores: StoreSettings = StoreSettings()
+    endpoints: tuple[EndpointSettings, ...] = ()
+
+    @field_validator("endpoints")
+    @classmethod
+    def _names_differ(cls, endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
+        names = [endpoint.name for endpoint in endpoints]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            reason = f"two endpoints are named {twice[0]!r}"
+            raise ValueError(reason)
+        return endpoints
+
+    def endpoint(self, name: str) -> EndpointSettings:
+        """Return the endpoint called ``name``.
+
+        Raises:
+            ConfigError: there is none; the message lists those there are.
+        """
+        for endpoint in self.endpoints:
+            if endpoint.name == name:
+                return endpoint
+        known = ", ".join(endpoint.name for endpoint in self.endpoints) or "none is configured"
+        raise ConfigError(f"no endpoint is named {name!r}", mend=f"known endpoints: {known}")
+
+
+def load_config(path: Path | str | None = None, *, overrides: Mapping[str, object] | None = None) -> Settings:
+    """Return the settings: file < ``WEIR_*`` environment < ``overrides``.
+
+    Without ``path`` the file is the one ``WEIR_CONFIG`` names, else ``./weir.toml`` (or ``.yaml``), else the
+    one in the user's configuration directory, else none. ``overrides`` are dotted keys: ``{"log.level": "debug"}``.
+
+    Raises:
+        ConfigError: a source cannot be read, a key is unknown, or a value has the wrong type or unit.
+    """
+    return config.load(Settings, Path(path) if path is not None else None, overrides=overrides)
