@@ -1,0 +1,1 @@
+"""What is measured of requests, one small file per tag."""

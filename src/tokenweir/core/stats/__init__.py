@@ -1,0 +1,1 @@
+"""Statistics in numpy: percentiles, intervals and tests. Pure."""

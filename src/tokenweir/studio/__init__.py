@@ -1,0 +1,1 @@
+"""The control plane: the index of runs and their comparison."""
