@@ -46,7 +46,8 @@ def load_config(path: Path | str | None = None, *, overrides: Mapping[str, objec
     """Return the settings: file < ``WEIR_*`` environment < ``overrides``.
 
     Without ``path`` the file is the one ``WEIR_CONFIG`` names, else ``./weir.toml`` (or ``.yaml``), else the
-    one in the user's configuration directory, else none. ``overrides`` are dotted keys: ``{"log.level": "debug"}``.
+    one in the user's configuration directory, else none. ``overrides`` have dotted keys:
+    ``{"log.level": "debug"}``.
 
     Raises:
         ConfigError: a source cannot be read, a key is unknown, or a value has the wrong type or unit.

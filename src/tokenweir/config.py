@@ -222,7 +222,7 @@ def load(
 
 
 def known_keys(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return every dotted key that ``model`` knows, as declared; keys of a list's items are ``list[].key``."""
+    """Return every dotted key ``model`` knows, as declared; those of a list's items are ``list[].key``."""
     return tuple(_keys(model, ""))
 
 
@@ -365,6 +365,8 @@ def _refuse(error: ValidationError, model: type[BaseModel], origins: _Origins) -
     value = _shown(cast("object", first["input"]))
     if kind in {"model_type", "model_attributes_type"}:
         raise ConfigError(f"{where}: should be a table, not {value}") from None
+    if kind == "path_type":
+        raise ConfigError(f"{where}: should be a path, not {value}") from None
     reason = first["msg"].removeprefix("Input ")
     raise ConfigError(f"{where}: {reason[:1].lower()}{reason[1:]}, not {value}") from None
 

@@ -1,0 +1,1 @@
+"""What Tokenweir says about itself while it runs."""
