@@ -22,7 +22,8 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from tokenweir.core.errors import ConfigError
+from tokenweir.core.errors import ConfigError, InputError
+from tokenweir.core.units import parse_duration
 
 PREFIX = "WEIR_"
 """What the name of every environment variable that sets something begins with."""
@@ -43,7 +44,7 @@ _Origins = dict[_Path, str]
 class SettingsModel(BaseModel):
     """Base of every table of settings: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -108,6 +109,19 @@ def _to_secret(value: object) -> object:
 
 SecretRef = Annotated[Secret, BeforeValidator(_to_secret)]
 """The type of a setting that names a secret."""
+
+
+def _to_duration_ns(value: object) -> object:
+    text = value if isinstance(value, str) else f"{value}"
+    try:
+        return parse_duration(text)
+    except InputError as error:
+        reason = str(error)
+        raise ValueError(reason) from error
+
+
+DurationNs = Annotated[int, BeforeValidator(_to_duration_ns)]
+"""The type of a setting that is a duration: written with its unit (``"1.5s"``), held in nanoseconds."""
 
 
 class LogSettings(SettingsModel):

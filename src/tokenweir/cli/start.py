@@ -14,7 +14,7 @@ from tokenweir.telemetry import logs
 def start(overrides: Mapping[str, object] | None = None) -> Settings:
     """Set the logs up and return the settings, overruled by ``weir``'s flags, then by ``overrides``.
 
-    ``overrides`` are the command's own flags as dotted keys (``{"sim.port": port}``); ``None`` means not given.
+    ``overrides`` are the command's own flags as dotted keys (``{"sim.port": port}``); ``None`` is not given.
 
     Raises:
         ConfigError: a source cannot be read, a key is unknown, or a value has the wrong type or unit.
