@@ -1,0 +1,10 @@
+"""Corpora: what is asked. Files in several formats, the corpus that ships with Tokenweir, and synthetic ones."""
+
+from __future__ import annotations
+
+from tokenweir.bench.corpora.corpus import Corpus
+from tokenweir.bench.corpora.load import load_corpus
+from tokenweir.bench.corpora.shipped import SHIPPED, shipped_prose
+from tokenweir.bench.corpora.synthetic import cut_corpus
+
+__all__ = ["SHIPPED", "Corpus", "cut_corpus", "load_corpus", "shipped_prose"]

@@ -1,0 +1,34 @@
+"""The corpus that ships with Tokenweir: ``weir-mix``, prompts and conversations, and prose to cut prompts from."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from tokenweir.bench.corpora.lines import CorpusLine, read_json_lines, to_sample
+from tokenweir.core.corpus import Sample
+
+SHIPPED: Final = ("weir-mix",)
+"""The names that ``--corpus`` knows without a file."""
+
+_DATA: Final = "data"
+
+
+@cache
+def shipped_samples() -> tuple[Sample, ...]:
+    """Return the samples of ``weir-mix``."""
+    name = Path("weir-mix.jsonl")
+    lines = read_json_lines(name, _read("weir-mix.jsonl"), CorpusLine)
+    return tuple(to_sample(name, number, line) for number, line in lines)
+
+
+@cache
+def shipped_prose() -> str:
+    """Return the prose of ``weir-mix``: paragraphs of one line each, separated by blank lines."""
+    return _read("weir-mix.txt").decode()
+
+
+def _read(name: str) -> bytes:
+    return resources.files(__package__ or "tokenweir.bench.corpora").joinpath(_DATA, name).read_bytes()
