@@ -191,11 +191,12 @@ def _blas() -> Finding:
     found = machine.blas()
     mlx_here = find_spec("mlx") is not None and sys.platform == "linux"
     lacking = mlx_here and found.preloadable is None
-    preload = f"; preloadable for mlx: {found.preloadable}" if found.preloadable else ""
+    slow = "; mlx uses its slow reference BLAS" if lacking else ""
+    other = f"; preloadable for mlx: {found.preloadable}" if found.preloadable else slow
     return Finding(
         name="blas",
         state="note" if lacking else "fine",
-        detail=f"numpy uses {found.numpy}{preload or ('; mlx uses its slow reference BLAS' if lacking else '')}",
+        detail=f"numpy uses {found.numpy}{other}",
         mend="apt-get install libopenblas0, for models that mlx serves on this CPU" if lacking else "",
     )
 
