@@ -17,7 +17,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 # `make lock UPGRADE=--upgrade` moves every pin to its newest release.
 UPGRADE ?=
 
-.PHONY: help demo test check format format-check lint types imports spelling locks docs-check bench services lock clean
+.PHONY: help demo test check format format-check lint types imports spelling locks docs-check docs bench services lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,7 +78,10 @@ locks: $(VENV)/dev.stamp
 	{ echo "make: requirements/$$f.txt is out of step with pyproject.toml; run make lock" >&2; exit 1; }; done
 
 docs-check: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -p no:randomly tests/docs
+	$(BIN)/python -m pytest -q tests/docs
+
+docs: $(VENV)/dev.stamp ## write the reference pages anew from the code
+	$(BIN)/python -m tests.docs.reference
 
 format: $(VENV)/dev.stamp ## rewrite the code in the house format
 	$(BIN)/ruff check --fix

@@ -127,8 +127,12 @@ DurationNs = Annotated[int, BeforeValidator(_to_duration_ns)]
 class LogSettings(SettingsModel):
     """``[log]``: what is reported while a command runs, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe line that is written."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="How a line looks; auto: console on a terminal, else json."
+    )
 
 
 def _default_records() -> str:
@@ -138,26 +142,30 @@ def _default_records() -> str:
 class StoreSettings(SettingsModel):
     """``[stores]``: where things are kept. A URL's scheme picks the adapter."""
 
-    records: str = Field(default_factory=_default_records)
-    runs: Path = Path("runs")
+    records: str = Field(
+        default_factory=_default_records,
+        description="The index of runs; by default SQLite in the user's data directory.",
+    )
+    runs: Path = Field(default=Path("runs"), description="The directory in which run directories are made.")
 
 
 class EndpointSettings(SettingsModel):
-    """``[[endpoints]]``: a served model, under a name.
-
-    ``commit`` and ``revision`` say what the server cannot say of itself.
-    """
+    """``[[endpoints]]``: a served model, under a name."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: str = Field(min_length=1)
-    kind: Literal["openai", "sglang", "sglang_jax", "sim"]
-    url: str
-    model: str | None = None
-    key: SecretRef | None = None
-    commit: str | None = None
-    revision: str | None = None
-    weight: float = Field(default=1.0, gt=0)
+    name: str = Field(min_length=1, description="What commands call it; no two are alike.")
+    kind: Literal["openai", "sglang", "sglang_jax", "sim"] = Field(description="The protocol it speaks.")
+    url: str = Field(description="Where it is: http:// or https://, host, port and any path before /v1.")
+    model: str | None = Field(default=None, description="The model's name there.")
+    key: SecretRef | None = Field(
+        default=None, description="Where its API key is found: env:NAME or file:PATH, never the key itself."
+    )
+    commit: str | None = Field(default=None, description="The engine's commit, which it may not say itself.")
+    revision: str | None = Field(
+        default=None, description="The model's revision, which it may not say itself."
+    )
+    weight: float = Field(default=1.0, gt=0, description="Its share where several endpoints share work.")
 
     @field_validator("url")
     @classmethod
@@ -214,15 +222,30 @@ def load(
         ConfigError: a source cannot be read, a key is unknown, or a value has the wrong type or unit.
     """
     environ = os.environ if environ is None else environ
+    return fill(model, find_file(path, environ=environ), overrides=overrides, environ=environ)
+
+
+def fill(
+    model: type[ModelT],
+    file: Path | None,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ModelT:
+    """Return ``model`` filled from exactly ``file``, ``environ`` and ``overrides``; each of them may be absent.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
     tree: dict[str, object] = {}
     origins: _Origins = {}
-    file = find_file(path, environ=environ)
     if file is not None:
         tree = _read_file(file)
         origins[()] = str(file)
     tables = tuple(model.model_fields)
-    for variable, keys in _variables(environ, tables):
-        _put(tree, keys, _decode(environ[variable], variable), variable)
+    variables = environ or {}
+    for variable, keys in _variables(variables, tables):
+        _put(tree, keys, _decode(variables[variable], variable), variable)
         origins[keys] = variable
     for key, value in (overrides or {}).items():
         if value is not None:
