@@ -1,0 +1,203 @@
+"""The processes of one load point: a capture and a finishing process per worker, started, told and awaited."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tokenweir.bench.engine.live import LiveFigures, read_live
+from tokenweir.bench.engine.plan import FinishPlan, WorkerPlan, write_plan
+from tokenweir.bench.finishing.glimpse import Ints, read_glimpse
+from tokenweir.core.errors import DescriptorError, DiskFullError, UnreachableError, WeirError
+
+_READY_S: Final = 30.0
+_LEAD_NS: Final = 5_000_000
+"""The start is this far ahead, so that every worker has read it when it comes."""
+_POLL_S: Final = 0.1
+
+
+class Progress(NamedTuple):
+    """How a load point stands: counts over all workers, and (TTFT, ITL) histogram counts."""
+
+    elapsed_ns: int
+    sent: int
+    completed: int
+    failed: int
+    in_flight: int
+    glimpse: Ints
+    finishing: bool
+
+
+Observe = Callable[[Progress], None]
+
+
+class Crew:
+    """Runs one load point with a pair of processes per plan. Use as a context manager: leaving kills what is left."""
+
+    def __init__(self, plans: Sequence[WorkerPlan], finish_plans: Sequence[FinishPlan]) -> None:
+        self._plans = plans
+        self._finish_plans = list(finish_plans)
+        self._captures: list[subprocess.Popen[bytes]] = []
+        self._finishers: list[subprocess.Popen[bytes]] = []
+        self.start_ns = 0
+        self.died: list[int] = []
+
+    def __enter__(self) -> Crew:
+        for plan in self._plans:
+            path = Path(plan.folder) / "plan.json"
+            write_plan(path, plan)
+            self._spawn(path, Path(plan.folder) / "finish-plan.json")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for process in (*self._captures, *self._finishers):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None and not stream.closed:
+                    stream.close()
+
+    def await_ready(self) -> None:
+        """Wait until every worker is connected.
+
+        Raises:
+            UnreachableError: the server takes no connection.
+            WeirError: a worker could not start.
+        """
+        deadline = time.monotonic() + _READY_S
+        with selectors.DefaultSelector() as selector:
+            for process in self._captures:
+                if process.stdout is not None:
+                    selector.register(process.stdout, selectors.EVENT_READ, process)
+            waiting = len(self._captures)
+            while waiting:
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    message = f"a worker was not ready within {_READY_S:.0f} s"
+                    raise UnreachableError(message, mend="check that the server accepts connections")
+                for key, _ in ready:
+                    selector.unregister(key.fileobj)
+                    self._heed(key.data)
+                    waiting -= 1
+
+    def start(self, finish_plan: Callable[[FinishPlan, int], FinishPlan], start_ns: int | None = None) -> None:
+        """Give the start to all. ``finish_plan`` completes each finishing plan with the run's start."""
+        self.start_ns = time.monotonic_ns() + _LEAD_NS if start_ns is None else start_ns
+        for plan in self._finish_plans:
+            write_plan(Path(plan.folder) / "finish-plan.json", finish_plan(plan, self.start_ns))
+        self._say(f"start {self.start_ns}\n")
+
+    def stop(self) -> None:
+        """Send nothing more; what is open is still awaited."""
+        self._say("stop\n")
+
+    def cancel(self) -> None:
+        """Give up what is open; what was measured is kept."""
+        self._say("cancel\n")
+
+    def wait(self, observe: Observe) -> None:
+        """Return when all is captured and all rows are written.
+
+        Raises:
+            DiskFullError: a process could not write.
+        """
+        for finishing, processes in ((False, self._captures), (True, self._finishers)):
+            while any(process.poll() is None for process in processes):
+                observe(self.progress(finishing=finishing))
+                self._doze(processes)
+        observe(self.progress(finishing=True))
+        for process in (*self._captures, *self._finishers):
+            if process.returncode:
+                self._explain(process)
+
+    def progress(self, *, finishing: bool) -> Progress:
+        """Return how the load point stands."""
+        figures = [read_live(Path(plan.folder) / "live.bin") or LiveFigures(0, 0, 0, 0, 0, 0) for plan in self._plans]
+        glimpse = sum(
+            (read_glimpse(Path(plan.folder) / "glimpse.bin") for plan in self._plans[1:]),
+            read_glimpse(Path(self._plans[0].folder) / "glimpse.bin"),
+        )
+        return Progress(
+            elapsed_ns=time.monotonic_ns() - self.start_ns,
+            sent=sum(figure.sent for figure in figures),
+            completed=sum(figure.completed for figure in figures),
+            failed=sum(figure.failed for figure in figures),
+            in_flight=sum(figure.in_flight for figure in figures),
+            glimpse=glimpse,
+            finishing=finishing,
+        )
+
+    def _spawn(self, plan: Path, finish_plan: Path) -> None:
+        readable, writable = os.pipe()
+        try:
+            capture = [sys.executable, "-m", "tokenweir.bench.engine.worker", str(plan), str(writable)]
+            # A group of their own: Ctrl-C reaches the parent alone, which then tells them what to do.
+            self._captures.append(
+                subprocess.Popen(
+                    capture,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(writable,),
+                    process_group=0,
+                )
+            )
+            finish = [sys.executable, "-m", "tokenweir.bench.finishing.process", str(finish_plan)]
+            self._finishers.append(
+                subprocess.Popen(finish, stdin=readable, stderr=subprocess.PIPE, process_group=0)
+            )
+        finally:
+            os.close(readable)
+            os.close(writable)
+
+    def _heed(self, process: subprocess.Popen[bytes]) -> None:
+        line = process.stdout.readline().decode().split(maxsplit=2) if process.stdout is not None else []
+        if line[:1] == ["ready"]:
+            return
+        if line[:1] == ["failed"]:
+            plan = self._plans[self._captures.index(process)]
+            message = f"{plan.host}:{plan.port} takes no connection: {line[2].strip()}"
+            raise UnreachableError(message, mend="start the server, or check host and port")
+        process.wait()
+        self._explain(process)
+        message = "a worker ended before it began"
+        raise WeirError(message, mend="run with --log-level debug and report what it says")
+
+    def _say(self, words: str) -> None:
+        for process in self._captures:
+            if process.stdin is not None and process.poll() is None:
+                try:
+                    process.stdin.write(words.encode())
+                    process.stdin.flush()
+                except BrokenPipeError:
+                    continue
+
+    def _doze(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        for process in processes:
+            if process.poll() is None:
+                try:
+                    process.wait(_POLL_S)
+                except subprocess.TimeoutExpired:
+                    pass
+                return
+
+    def _explain(self, process: subprocess.Popen[bytes]) -> None:
+        """Raise what a process said it died of, or note that it died."""
+        said = process.stderr.read().decode(errors="replace").strip() if process.stderr is not None else ""
+        code, _, text = said.rpartition("\n")[2].partition(": ")
+        kinds: dict[str, type[WeirError]] = {
+            error.code: error for error in (DiskFullError, DescriptorError, UnreachableError)
+        }
+        if code in kinds:
+            raise kinds[code](text)
+        if process.returncode and process.returncode > 0:
+            message = f"a worker failed: {said.rpartition(chr(10))[2] or process.returncode!r}"
+            raise WeirError(message, mend="please report it with the lines in run.log")
+        self.died.append(process.returncode or 0)

@@ -1,0 +1,488 @@
+"""The measuring loop: sends what is due, reads what has come, stamps both, and parses nothing but heads.
+
+A read goes straight into the current segment's buffer with the kernel's stamp of its arrival; whether an answer
+is whole is told from its framing's last bytes alone. Between reads the loop looks at the clock, so that a request
+that falls due amid a burst of answers is not kept waiting by them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tokenweir.bench.engine import framing, stamps
+from tokenweir.bench.engine.connections import Connections, Mode
+from tokenweir.bench.engine.live import LiveCounters
+from tokenweir.bench.engine.pacing import Pacing
+from tokenweir.bench.engine.plan import Payloads, WorkerPlan
+from tokenweir.bench.engine.poller import NEVER, READ, WRITE, Poller
+from tokenweir.bench.engine.segment import ROOM_BYTES, SEGMENT_BYTES, End, Segment, SegmentWriter
+
+_TICK_NS: Final = 100_000_000
+_CLOCK_NS: Final = 1_000_000_000
+_FLUSH_NS: Final = 500_000_000
+_REST_NS: Final = 100_000_000
+"""How long a closed loop's slot rests after a connection could not be made, lest a dead server be hammered."""
+_BURST: Final = 32
+"""Requests sent in a row before the loop reads again."""
+_SHORT: Final = 8
+"""A read below this may be a part of the last chunk."""
+_HEADS: Final = 4096
+
+
+class Capture:
+    """One worker's exchange with the server for one load point. ``run`` returns when all is answered or given up."""
+
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        *,
+        poller: Poller,
+        writer: SegmentWriter,
+        payload_of: Sequence[int],
+        live: LiveCounters,
+        control_fd: int,
+    ) -> None:
+        self._plan = plan
+        self._poller = poller
+        self._writer = writer
+        self._payload_of = payload_of
+        self._cycle = len(payload_of)
+        self._payloads = Payloads(Path(plan.payloads))
+        self._live = live
+        self._connections = Connections(plan, poller)
+        self._segment = Segment()
+        self._pacing = Pacing(start_ns=0, total=0, schedule=None, slots=0)
+        self._waiting: deque[tuple[int, int]] = deque()
+        size = len(self._connections.mode)
+        self._request: list[int] = [-1] * size
+        self._since: list[int] = [0] * size
+        self._left: list[int] = [0] * size
+        self._keep: list[bool] = [False] * size
+        self._unsent: dict[int, tuple[memoryview | bytes, int]] = {}
+        self._heads: dict[int, bytes] = {}
+        self._tails: dict[int, bytes] = {}
+        self._known_heads: dict[bytes, framing.Head] = {}
+        self._offset_ns = 0
+        self._tick_ns = self._clock_ns = self._flush_ns = 0
+        self._stop_ns = NEVER
+        self._control_fd = control_fd
+        self._cancelled = False
+        self.unstamped = 0
+        self.retried = 0
+        self._connections.reserve(control_fd, Mode.CONTROL)
+        poller.watch(control_fd, READ)
+        if poller.timer_fd >= 0:
+            self._connections.reserve(poller.timer_fd, Mode.TIMER)
+
+    def warm_up(self) -> int:
+        """Open connections ahead of need; return an errno when the very first cannot be made, else 0."""
+        deadline = time.monotonic_ns() + min(self._plan.timeout_ns, 10_000_000_000)
+        for _ in range(self._plan.warm_connections):
+            code = self._connections.open()
+            if code:
+                return code if not self._connections.idle else 0
+            # Accept queues are finite: wait for each hundred before asking for more.
+            while self._connections.connecting >= 128 and time.monotonic_ns() < deadline:
+                code = self._advance_connections(deadline)
+                if code:
+                    return code
+        while self._connections.connecting and time.monotonic_ns() < deadline:
+            code = self._advance_connections(deadline)
+            if code:
+                return code
+        return 0
+
+    def run(self, start_ns: int, schedule: Sequence[int] | None) -> None:
+        """Send and read until nothing is left to do. ``schedule`` holds CLOCK_MONOTONIC nanoseconds."""
+        plan = self._plan
+        stop_ns = NEVER if plan.duration_ns is None else start_ns + plan.duration_ns
+        total = self._cycle if plan.duration_ns is None or schedule is not None else NEVER
+        self._pacing = Pacing(start_ns=start_ns, total=total, schedule=schedule, slots=plan.slots, stop_ns=stop_ns)
+        self._stop_ns = stop_ns
+        self._measure_offset()
+        self._loop()
+        self._connections.close_all()
+        self._measure_offset()
+        self._writer.close(self._segment)
+
+    def _loop(self) -> None:  # one function on purpose: a call per read would cost a fifth of the read
+        clock = time.monotonic_ns
+        pacing, wait = self._pacing, self._poller.wait
+        mode, receive, request = self._connections.mode, self._connections.receive, self._request
+        left, tails, begun = self._left, self._tails, framing.LAST_CHUNK_BEGUN
+        segment = self._segment
+        view, raw, used = segment.view, segment.raw, 0
+        limit = SEGMENT_BYTES - ROOM_BYTES
+        while not self._done():
+            now = clock()
+            if now >= self._tick_ns:
+                segment.used = used
+                self._tick(now)
+                if segment is not self._segment:
+                    segment = self._segment
+                    view, raw, used = segment.view, segment.raw, 0
+            if now >= pacing.due_ns:
+                self._dispatch(now)
+            for fd, ready in wait(min(pacing.due_ns, self._tick_ns)):
+                kind = mode[fd]
+                if kind <= 0:
+                    self._attend(fd, kind, ready)
+                    continue
+                try:
+                    count, ancillary, _, _ = receive[fd]((view[used:],), 64)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self._broken(fd, End.RESET)
+                    continue
+                if not count:
+                    self._broken(fd, End.EOF)
+                    continue
+                stamp = ancillary[0][2] if ancillary else self._user_stamp()
+                end = used + count
+                segment.requests.append(request[fd])
+                segment.offsets.append(end)
+                segment.stamps += stamp
+                if kind == 2:  # Mode.CHUNKED, spelt out: an enum look-up per read is dear
+                    if count < _SHORT or fd in tails or raw.endswith(begun, used, end):
+                        self._tail(fd, bytes(view[used:end]), stamp)
+                elif kind == 1:
+                    self._head(fd, raw, used, end, stamp)
+                elif kind == 3:
+                    left[fd] -= count
+                    if left[fd] <= 0:
+                        self._whole(fd, stamp)
+                used = end
+                if used > limit:
+                    segment.used = used
+                    segment = self._hand_over()
+                    view, raw, used = segment.view, segment.raw, 0
+                if clock() >= pacing.due_ns:
+                    self._dispatch(clock())
+        segment.used = used
+
+    def _done(self) -> bool:
+        return self._cancelled or (
+            self._pacing.exhausted and not self._live.in_flight and not self._waiting
+        )
+
+    def _dispatch(self, now: int) -> None:
+        for _ in range(_BURST):
+            due = self._pacing.take(now)
+            if due is None:
+                return
+            self._live.begin()
+            self._send(due[0], due[1])
+            now = time.monotonic_ns()
+
+    def _send(self, index: int, scheduled: int) -> None:
+        connections = self._connections
+        if not connections.idle:
+            self._waiting.append((index, scheduled))
+            if connections.connecting < len(self._waiting):
+                code = connections.open()
+                if code:
+                    self._unconnected(code)
+            return
+        fd = connections.idle.pop()
+        if len(connections.idle) < self._plan.spare_connections and not connections.connecting:
+            connections.open()
+        if fd >= len(self._request):
+            self._grow(fd)
+        payload = self._payloads[self._payload_of[index % self._cycle]]
+        data = connections.encrypt(fd, payload)
+        self._request[fd] = index
+        sent = time.monotonic_ns()
+        try:
+            count = connections.send[fd](data)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            connections.mode[fd] = Mode.HEAD
+            self._since[fd] = scheduled
+            self._broken(fd, End.RESET)
+            return
+        if count < len(data):
+            self._unsent[fd] = (data[count:], scheduled)
+            self._since[fd] = sent
+            connections.await_writable(fd)
+            return
+        connections.mode[fd] = Mode.HEAD
+        self._since[fd] = sent
+        self._segment.sends.extend((index, connections.number[fd], scheduled, sent))
+
+    def _send_rest(self, fd: int) -> None:
+        data, scheduled = self._unsent[fd]
+        sent = time.monotonic_ns()
+        try:
+            count = self._connections.send[fd](data)
+        except BlockingIOError:
+            return
+        except OSError:
+            # The server may have answered before it read all, and closed: its answer is still to be read.
+            del self._unsent[fd]
+            self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, -1))
+            self._connections.await_answer(fd)
+            return
+        if count < len(data):
+            self._unsent[fd] = (data[count:], scheduled)
+            return
+        del self._unsent[fd]
+        self._since[fd] = sent
+        self._connections.await_answer(fd)
+        self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, sent))
+
+    def _head(self, fd: int, raw: bytearray, used: int, end: int, stamp: bytes) -> None:
+        before = self._heads.pop(fd, None) if self._heads else None
+        if before is None:
+            blank = raw.find(b"\r\n\r\n", used, end)
+            if blank < 0:
+                self._keep_head(fd, bytes(raw[used:end]))
+                return
+            text, body = bytes(raw[used:blank]), end - blank - 4
+        else:
+            joined = before + raw[used:end]
+            blank = joined.find(b"\r\n\r\n")
+            if blank < 0:
+                self._keep_head(fd, joined)
+                return
+            text, body = joined[:blank], len(joined) - blank - 4
+        head = self._known_heads.get(text) or self._parse_head(text)
+        if head is None:
+            self._finish(fd, End.BAD_HEAD, stamp)
+            return
+        if head.status < 200:
+            # An interim answer: what follows its blank line is another head.
+            if body:
+                self._keep_head(fd, bytes(raw[end - body : end]), stamp)
+            return
+        self._keep[fd] = head.keep_alive
+        if head.length >= 0:
+            self._left[fd] = head.length - body
+            if body >= head.length:
+                self._whole(fd, stamp)
+            else:
+                self._connections.mode[fd] = Mode.LENGTH
+        elif head.length == framing.CHUNKED:
+            self._connections.mode[fd] = Mode.CHUNKED
+            if body:
+                self._tail(fd, b"\r\n" + bytes(raw[max(end - body, used) : end]), stamp)
+        else:
+            self._connections.mode[fd] = Mode.UNTIL_CLOSE
+
+    def _keep_head(self, fd: int, text: bytes, stamp: bytes | None = None) -> None:
+        if len(text) > framing.MAX_HEAD_BYTES:
+            self._finish(fd, End.BAD_HEAD, b"")
+            return
+        self._heads[fd] = text
+        if stamp is not None and b"\r\n\r\n" in text:
+            self._head(fd, bytearray(), 0, 0, stamp)
+
+    def _parse_head(self, text: bytes) -> framing.Head | None:
+        head = framing.parse_head(text)
+        if head is not None:
+            if len(self._known_heads) >= _HEADS:
+                self._known_heads.clear()
+            self._known_heads[text] = head
+        return head
+
+    def _tail(self, fd: int, read: bytes, stamp: bytes) -> None:
+        whole, kept = framing.last_chunk_tail(self._tails.pop(fd, b""), read)
+        if whole:
+            self._whole(fd, stamp)
+        elif kept:
+            self._tails[fd] = kept
+
+    def _whole(self, fd: int, stamp: bytes) -> None:
+        self._finish(fd, End.WHOLE, stamp)
+
+    def _finish(self, fd: int, how: End, stamp: bytes) -> None:
+        """End the exchange on ``fd``; its connection rests or is closed."""
+        if stamp:
+            seconds, nanoseconds = stamps.STAMP.unpack(stamp)
+            at = seconds * 1_000_000_000 + nanoseconds - self._offset_ns
+        else:
+            at = time.monotonic_ns()
+        self._segment.ends.extend((self._request[fd], how, 0, at))
+        self._request[fd] = -1
+        connections = self._connections
+        if how == End.WHOLE and self._keep[fd] and self._left[fd] <= 0:
+            connections.used[fd] = True
+            connections.rest(fd)
+        else:
+            connections.close(fd)
+        self._left[fd] = 0
+        self._forget(fd)
+        self._live.finish(ok=how in {End.WHOLE, End.EOF})
+        self._pacing.release(at)
+        if self._waiting:
+            self._serve_waiting()
+
+    def _forget(self, fd: int) -> None:
+        if self._tails:
+            self._tails.pop(fd, None)
+        if self._heads:
+            self._heads.pop(fd, None)
+        if self._unsent:
+            self._unsent.pop(fd, None)
+
+    def _broken(self, fd: int, how: End) -> None:
+        """The peer closed a connection on which an answer was awaited."""
+        connections = self._connections
+        index = self._request[fd]
+        untouched = connections.mode[fd] in {Mode.HEAD, Mode.SENDING} and fd not in self._heads
+        if connections.used[fd] and untouched and index >= 0:
+            # A kept-alive connection that its server closed just as we sent: the request never arrived.
+            self.retried += 1
+            scheduled = self._scheduled_of(fd)
+            self._request[fd] = -1
+            connections.close(fd)
+            self._forget(fd)
+            self._waiting.append((index, scheduled))
+            self._serve_waiting()
+            return
+        if fd in self._unsent:
+            self._segment.sends.extend((index, connections.number[fd], self._unsent[fd][1], -1))
+        self._finish(fd, how, b"")
+
+    def _scheduled_of(self, fd: int) -> int:
+        if fd in self._unsent:
+            return self._unsent[fd][1]
+        sends = self._segment.sends
+        for position in range(len(sends) - 4, -1, -4):
+            if sends[position] == self._request[fd]:
+                return sends[position + 2]
+        return self._since[fd]
+
+    def _attend(self, fd: int, kind: int, ready: int) -> None:
+        """See to a descriptor that is not reading an answer."""
+        if kind == Mode.SENDING:
+            if ready & WRITE:
+                self._send_rest(fd)
+        elif kind in {Mode.CONNECTING, Mode.HANDSHAKE}:
+            code = self._connections.advance(fd)
+            if code:
+                self._connections.close(fd)
+                self._unconnected(code)
+            else:
+                self._serve_waiting()
+        elif kind == Mode.IDLE:
+            # Nothing was asked on it, so readiness is the server's goodbye (or bytes that belong to nothing).
+            self._connections.close(fd)
+        elif kind == Mode.CONTROL:
+            self._obey(fd)
+
+    def _serve_waiting(self) -> None:
+        while self._waiting and self._connections.idle:
+            index, scheduled = self._waiting.popleft()
+            self._send(index, scheduled)
+        for _ in range(len(self._waiting) - self._connections.connecting):
+            code = self._connections.open()
+            if code:
+                self._unconnected(code)
+                return
+
+    def _unconnected(self, code: int) -> None:
+        """A connection could not be made: the request that waited longest fails with it."""
+        if not self._waiting:
+            return
+        index, scheduled = self._waiting.popleft()
+        now = time.monotonic_ns()
+        self._segment.sends.extend((index, -1, scheduled, -1))
+        self._segment.ends.extend((index, End.CONNECT, code, now))
+        self._live.finish(ok=False)
+        self._pacing.release(now + _REST_NS)
+
+    def _advance_connections(self, deadline: int) -> int:
+        for fd, _ in self._poller.wait(deadline):
+            if self._connections.mode[fd] in {Mode.CONNECTING, Mode.HANDSHAKE}:
+                code = self._connections.advance(fd)
+                if code:
+                    self._connections.close(fd)
+                    return code
+            elif self._connections.mode[fd] == Mode.CONTROL:
+                self._obey(fd)
+                return 0
+        return 0
+
+    def _obey(self, fd: int) -> None:
+        """Read the control pipe: ``stop`` sends nothing more; ``cancel``, or its end, gives up what is open."""
+        word = os.read(fd, 64)
+        self._pacing.stop()
+        if b"stop" not in word:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        now = time.monotonic_ns()
+        for fd, index in enumerate(self._request):
+            if index >= 0 and self._connections.mode[fd] != Mode.UNUSED:
+                if fd in self._unsent:
+                    self._segment.sends.extend((index, self._connections.number[fd], self._unsent[fd][1], -1))
+                self._segment.ends.extend((index, End.CANCELLED, 0, now))
+        for index, scheduled in self._waiting:
+            self._segment.sends.extend((index, -1, scheduled, -1))
+            self._segment.ends.extend((index, End.UNSENT, 0, now))
+        self._waiting.clear()
+        self._cancelled = True
+
+    def _tick(self, now: int) -> None:
+        """What need not happen at once: timeouts, the clock offset, the live figures, a part-filled segment."""
+        self._tick_ns = now + _TICK_NS
+        if now >= self._stop_ns:
+            self._pacing.stop()
+        if now >= self._clock_ns:
+            self._measure_offset()
+            self._time_out(now)
+        self._live.publish(now)
+        if now >= self._flush_ns:
+            self._flush_ns = now + _FLUSH_NS
+            if not self._segment.empty() and self._writer.idle():
+                self._hand_over()
+
+    def _time_out(self, now: int) -> None:
+        limit = now - self._plan.timeout_ns
+        mode = self._connections.mode
+        late = [
+            fd
+            for fd, index in enumerate(self._request)
+            if index >= 0 and self._since[fd] < limit and mode[fd] != Mode.UNUSED
+        ]
+        for fd in late:
+            if fd in self._unsent:
+                number = self._connections.number[fd]
+                self._segment.sends.extend((self._request[fd], number, self._unsent[fd][1], -1))
+            self._finish(fd, End.TIMEOUT, b"")
+        while self._waiting and self._waiting[0][1] < limit:
+            index, scheduled = self._waiting.popleft()
+            self._segment.sends.extend((index, -1, scheduled, -1))
+            self._segment.ends.extend((index, End.TIMEOUT, 0, now))
+            self._live.finish(ok=False)
+            self._pacing.release(now)
+
+    def _hand_over(self) -> Segment:
+        # A measurement at each border brackets every stamp in the segment.
+        self._measure_offset()
+        self._segment = self._writer.put(self._segment)
+        return self._segment
+
+    def _measure_offset(self) -> None:
+        at, offset = stamps.clock_offset()
+        self._clock_ns = at + _CLOCK_NS
+        self._offset_ns = offset
+        self._segment.clocks.extend((at, offset))
+
+    def _user_stamp(self) -> bytes:
+        self.unstamped += 1
+        return stamps.STAMP.pack(*divmod(time.time_ns(), 1_000_000_000))
+
+    def _grow(self, fd: int) -> None:
+        missing = fd + 1 - len(self._request) + len(self._request) // 2
+        self._request.extend([-1] * missing)
+        self._since.extend([0] * missing)
+        self._left.extend([0] * missing)
+        self._keep.extend([False] * missing)

@@ -1,0 +1,94 @@
+"""Kernel arrival stamps, and the offset between their clock and the monotonic one.
+
+Linux stamps a TCP segment with CLOCK_REALTIME when it arrives (``SO_TIMESTAMPNS``), however late the reader wakes.
+Durations need CLOCK_MONOTONIC, so the difference of the two is measured every second; a jump of it that no
+disciplined clock makes is a step, and marks the run.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenweir.core.errors import ProtocolError
+
+SO_TIMESTAMPNS: Final = 35
+"""Linux's option and ancillary type, absent from the socket module."""
+STAMP: Final = struct.Struct("=qq")
+MAX_SLEW: Final = 0.0005
+"""The kernel slews CLOCK_REALTIME by at most 500 parts per million."""
+STEP_FLOOR_NS: Final = 50_000
+"""Two measurements of an unmoved offset differ by less than this."""
+
+
+def clock_offset(
+    monotonic: Callable[[], int] = time.monotonic_ns, wall: Callable[[], int] = time.time_ns, *, tries: int = 5
+) -> tuple[int, int]:
+    """Return (monotonic ns, CLOCK_REALTIME − CLOCK_MONOTONIC ns), from the tightest of ``tries`` brackets."""
+    best = 1 << 62
+    result = (0, 0)
+    for _ in range(tries):
+        before = monotonic()
+        real = wall()
+        width = monotonic() - before
+        if width < best:
+            best = width
+            middle = before + width // 2
+            result = (middle, real - middle)
+    return result
+
+
+def steps(clocks: npt.NDArray[np.int64]) -> int:
+    """Count the clock steps in rows of (monotonic ns, offset ns).
+
+    A step is a change of the offset faster than the kernel's slew allows.
+    """
+    if len(clocks) < 2:
+        return 0
+    elapsed = np.diff(clocks[:, 0]).astype(np.float64)
+    moved = np.abs(np.diff(clocks[:, 1])).astype(np.float64)
+    return int(np.count_nonzero(moved > elapsed * MAX_SLEW + STEP_FLOOR_NS))
+
+
+def to_monotonic(real_ns: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Convert CLOCK_REALTIME stamps to CLOCK_MONOTONIC, between measured offsets by straight lines."""
+    if not len(real_ns):
+        return real_ns
+    base = int(clocks[0, 1])
+    at = clocks[:, 0] + clocks[:, 1]
+    offsets = np.interp((real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64), clocks[:, 1] - base)
+    return real_ns - base - np.rint(offsets).astype(np.int64)
+
+
+def kernel_stamps_work() -> bool:
+    """Whether this kernel delivers arrival stamps for TCP: tried on a loopback pair."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as sender:
+        receiver, _ = door.accept()
+        with receiver:
+            receiver.settimeout(1.0)
+            receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            # Stamping is switched on by deferred kernel work, so the very first segments may carry none.
+            for _ in range(20):
+                sender.sendall(b"x")
+                _, ancillary, _, _ = receiver.recvmsg(1, 64)
+                if ancillary:
+                    return ancillary[0][1] == SO_TIMESTAMPNS and len(ancillary[0][2]) == STAMP.size
+    return False
+
+
+def enable(connection: socket.socket) -> None:
+    """Ask for kernel stamps on a connection. Raises ProtocolError where the kernel refuses."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    except OSError as refusal:
+        message = f"the kernel refuses arrival stamps: {refusal.strerror}"
+        raise ProtocolError(message, mend="run with --user-timestamps") from refusal

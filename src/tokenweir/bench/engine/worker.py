@@ -1,0 +1,117 @@
+"""``python -m tokenweir.bench.engine.worker PLAN``: one capturing process.
+
+Speaks with its parent by lines: prints ``ready`` (or ``failed ERRNO TEXT``), reads ``start NS`` (CLOCK_MONOTONIC), and
+from then on ``stop`` or ``cancel``; the end of its input is a cancel, so a worker never outlives its parent.
+Writes one byte per finished segment to the descriptor in its second argument, and ``conduct.json`` at the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import msgspec
+
+from tokenweir.bench.engine.capture import Capture
+from tokenweir.bench.engine.live import LiveCounters
+from tokenweir.bench.engine.plan import WorkerPlan, load_ints
+from tokenweir.bench.engine.poller import make_poller
+from tokenweir.bench.engine.segment import SegmentWriter
+from tokenweir.core.errors import WeirError
+
+
+class Conduct(msgspec.Struct, frozen=True, kw_only=True):
+    """What the capture cost and how it went. ``cpu_ns`` is user + system between start and end."""
+
+    worker: int
+    cpu_ns: int
+    wall_ns: int
+    rss_max_bytes: int
+    kernel_stamps: bool
+    unstamped: int
+    retried: int
+    in_flight_max: int
+    sent: int
+
+
+def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
+    """Do what the plan says. Raises WeirError when the disk is full, OSError when the host cannot be resolved."""
+    folder = Path(plan.folder)
+    requests = load_ints(Path(plan.requests))
+    payload_of = array("q")
+    payload_of.frombytes(requests[:, 1].tobytes())
+    schedule = None if plan.schedule is None else load_ints(Path(plan.schedule))
+    live = LiveCounters(folder / "live.bin")
+    capture = Capture(
+        plan,
+        poller=make_poller(portable=plan.portable_poller),
+        writer=SegmentWriter(folder, notify_fd),
+        payload_of=payload_of,
+        live=live,
+        control_fd=control_fd,
+    )
+    code = capture.warm_up()
+    if code:
+        sys.stdout.write(f"failed {code} {os.strerror(code)}\n")
+        sys.stdout.flush()
+        return
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    words = _line(control_fd).split()
+    if len(words) != 2 or words[0] != "start":
+        return
+    start_ns = int(words[1])
+    absolute: array[int] | None = None
+    if schedule is not None:
+        absolute = array("q")
+        absolute.frombytes((schedule + start_ns).tobytes())
+    # Nothing in the loop makes reference cycles; a collection amid it would only be a pause.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    wall, cpu = time.monotonic_ns(), time.process_time_ns()
+    capture.run(start_ns, absolute)
+    conduct = Conduct(
+        worker=plan.worker,
+        cpu_ns=time.process_time_ns() - cpu,
+        wall_ns=time.monotonic_ns() - wall,
+        rss_max_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        kernel_stamps=plan.kernel_stamps,
+        unstamped=capture.unstamped,
+        retried=capture.retried,
+        in_flight_max=live.in_flight_max,
+        sent=live.sent,
+    )
+    (folder / "conduct.json").write_bytes(msgspec.json.encode(conduct))
+
+
+def _line(fd: int) -> str:
+    text = b""
+    while not text.endswith(b"\n"):
+        piece = os.read(fd, 64)
+        if not piece:
+            break
+        text += piece
+    return text.decode()
+
+
+def main(arguments: list[str]) -> int:
+    """Run one worker; return the process status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=WorkerPlan)
+    try:
+        run(plan, int(arguments[1]), sys.stdin.fileno())
+    except WeirError as error:
+        sys.stderr.write(f"{error.code}: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""``python -m tokenweir.bench.finishing.process PLAN``: one finishing process.
+
+Reads a byte per finished segment from its input, reduces that segment and deletes it; at the end of input it writes
+``finish.json``. It runs at idle priority, so it takes only the time that the capture and a local server leave.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from tokenweir.backends.registry import backend
+from tokenweir.bench.engine.plan import FinishPlan
+from tokenweir.bench.engine.segment import read_segment
+from tokenweir.bench.finishing.glimpse import Glimpse
+from tokenweir.bench.finishing.reduce import Reducer
+from tokenweir.bench.tokenizers import load_tokenizer
+from tokenweir.core.errors import WeirError
+from tokenweir.core.requests import GenerateRequest
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """What the finishing process learnt beside the rows: the names behind indexes, and what it cost."""
+
+    worker: int
+    errors: list[str]
+    reasons: list[str]
+    messages: dict[str, str]
+    clock_steps: int
+    cpu_ns: int
+    rss_max_bytes: int
+
+
+def run(plan: FinishPlan, notify_fd: int) -> Finished:
+    """Reduce segments as they are announced, until the announcements end."""
+    folder = Path(plan.folder)
+    reducer = Reducer(
+        plan,
+        codec=backend(plan.backend),
+        request=msgspec.json.decode(plan.request, type=GenerateRequest),
+        tokenizer=None if plan.tokenizer is None else load_tokenizer(Path(plan.tokenizer)),
+        observe=Glimpse(folder / "glimpse.bin").observe,
+    )
+    gc.freeze()
+    count = 0
+    cpu = time.process_time_ns()
+    while announced := os.read(notify_fd, 64):
+        for _ in announced:
+            path = folder / f"{count:08d}.seg"
+            reducer.feed(read_segment(path))
+            path.unlink()
+            count += 1
+    reducer.close()
+    return Finished(
+        worker=plan.worker,
+        errors=reducer.errors,
+        reasons=reducer.reasons,
+        messages=reducer.messages,
+        clock_steps=reducer.clock_steps,
+        cpu_ns=time.process_time_ns() - cpu,
+        rss_max_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _step_back() -> None:
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one finishing process; return the process status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=FinishPlan)
+    _step_back()
+    try:
+        finished = run(plan, sys.stdin.fileno())
+    except WeirError as error:
+        sys.stderr.write(f"{error.code}: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"disk_full: rows cannot be written to {plan.folder!r}: {error.strerror}\n")
+        return 6
+    (Path(plan.folder) / "finish.json").write_bytes(msgspec.json.encode(finished))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
