@@ -11,8 +11,8 @@ from tokenweir.core.metrics.base import FloatArray
 def flight_integral(sent: FloatArray, end: FloatArray, at: FloatArray) -> FloatArray:
     """Return, for each time in ``at``, the integral of the number in flight up to it (requests × ns).
 
-    ``sent`` and ``end`` are nanoseconds; rows whose ``sent`` is NaN count for nothing, and rows whose ``end`` is
-    NaN never end.
+    ``sent`` and ``end`` are nanoseconds; rows whose ``sent`` is NaN count for nothing, and rows whose ``end``
+    is NaN never end.
     """
     return _elapsed(sent[~np.isnan(sent)], at) - _elapsed(end[~np.isnan(sent) & ~np.isnan(end)], at)
 
@@ -26,7 +26,7 @@ def _elapsed(starts: FloatArray, at: FloatArray) -> FloatArray:
 
 
 def flight_max(sent: FloatArray, end: FloatArray, start_ns: float, end_ns: float) -> int:
-    """Return the most requests in flight at one moment within [start_ns, end_ns]; an end frees its place first."""
+    """Return the most requests in flight at once within [start_ns, end_ns]; an end frees its place first."""
     began = sent[~np.isnan(sent) & (sent <= end_ns)]
     ended = end[~np.isnan(sent) & (end <= end_ns)]
     times = np.concatenate([ended, began])

@@ -1,5 +1,8 @@
 """Arrow tables as plain numpy columns, for the pure code in ``tokenweir.core``."""
 
+# pyarrow's stubs leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -17,17 +20,13 @@ def numbers(table: pa.Table, names: Iterable[str]) -> dict[str, FloatArray]:
 
     Nanoseconds since the run's start are whole numbers below 2^53, which float64 holds exactly for 104 days.
     """
-    return {name: _number(table.column(name)) for name in names}
-
-
-def _number(column: pa.ChunkedArray) -> FloatArray:
-    return cast("FloatArray", column.to_numpy().astype(np.float64, copy=False))
+    return {name: table.column(name).to_numpy().astype(np.float64, copy=False) for name in names}
 
 
 def integers(table: pa.Table, name: str, null: int) -> npt.NDArray[np.int64]:
     """Return an integer column as int64 with ``null`` in place of nulls."""
     parts = [
-        cast("npt.NDArray[np.int64]", chunk.fill_null(null).to_numpy(zero_copy_only=False).astype(np.int64))
+        chunk.fill_null(null).to_numpy(zero_copy_only=False).astype(np.int64)
         for chunk in table.column(name).chunks
     ]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -40,14 +39,14 @@ def codes(table: pa.Table, name: str, vocabulary: Sequence[str]) -> npt.NDArray[
     for chunk in table.column(name).chunks:
         encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
         words = cast("list[str | None]", encoded.dictionary.to_pylist())
+        # The last element answers for null.
         lookup = np.array([places.get(word or "", -1) for word in words] + [-1], np.int16)
-        index = encoded.indices.fill_null(len(words) if len(words) < 128 else -1)
-        parts.append(lookup[index.to_numpy(zero_copy_only=False)])
+        parts.append(lookup[encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)])
     return np.concatenate(parts)
 
 
 def tally(table: pa.Table, name: str, rows: npt.NDArray[np.bool_]) -> dict[str, int]:
-    """Return how often each word of a string column occurs in the chosen rows, most frequent first; null is left out."""
+    """Return how often each word of a string column occurs in the chosen rows, most frequent first."""
     counts: dict[str, int] = {}
     start = 0
     for chunk in table.column(name).chunks:

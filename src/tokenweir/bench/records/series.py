@@ -1,13 +1,16 @@
 """Builds ``series.parquet``: per second counts in log-latency bins, and per second totals.
 
-Each worker fills its own :class:`Series`; the parent merges them. Memory grows with seconds × bins in use, not
-with what was counted.
+Each worker fills its own :class:`Series`; the parent merges them. Memory grows with seconds × bins in use,
+not with what was counted.
 """
+
+# pyarrow's stubs leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from tokenweir.bench.records.frames import codes, numbers
 from tokenweir.core.metrics.base import NS_PER_S, FloatArray
 
 Ints = npt.NDArray[np.int64]
+Times: TypeAlias = npt.NDArray[np.int64] | FloatArray
 
 LATENCIES: Final = ("ttft", "itl", "e2el")
 TOTALS: Final = ("sent", "completed", "failed", "output_tokens", "in_flight")
@@ -31,7 +35,7 @@ _SECOND: Final = 16
 _METRIC: Final = 48
 
 
-def latency_bin(latency_ns: Ints | FloatArray) -> Ints:
+def latency_bin(latency_ns: Times) -> Ints:
     """Return each latency's bin. Formula: max(0, floor(16 · log2(latency / 1 µs)))."""
     return np.floor(BINS_PER_OCTAVE * np.log2(np.maximum(latency_ns, 1000) / 1000)).astype(np.int64)
 
@@ -50,18 +54,18 @@ class Series:
         self._pending: list[tuple[Ints, Ints]] = []
         self._waiting = 0
 
-    def add_latencies(self, metric: str, received_ns: Ints | FloatArray, latency_ns: Ints | FloatArray) -> None:
+    def add_latencies(self, metric: str, received_ns: Times, latency_ns: Times) -> None:
         """Count latencies (``ttft``, ``itl`` or ``e2el``) at the second in which they were received."""
         keys = self._key(metric, received_ns, latency_bin(latency_ns))
         self._add(keys, np.ones(len(keys), np.int64))
 
-    def add_totals(self, metric: str, at_ns: Ints | FloatArray, counts: Ints | None = None) -> None:
-        """Add ``counts`` (1 each when absent) to a total (``sent``, ``output_tokens`` …) at each time's second."""
+    def add_totals(self, metric: str, at_ns: Times, counts: Ints | None = None) -> None:
+        """Add ``counts`` (else 1 each) to a total (``sent``, ``output_tokens`` …) at each time's second."""
         keys = self._key(metric, at_ns, np.full(len(at_ns), TOTAL_BIN))
         self._add(keys, np.ones(len(keys), np.int64) if counts is None else counts)
 
     def add_requests(self, requests: pa.Table) -> None:
-        """Count request rows: everything but ``itl`` and ``output_tokens``, which rows cannot tell by the second.
+        """Count request rows: all but ``itl`` and ``output_tokens``, which rows cannot tell by the second.
 
         Call it once per load point, with all of its rows: the mean number in flight is not additive.
         """
@@ -118,7 +122,7 @@ class Series:
         """Return the rows of ``series.parquet``, in order of metric, second and bin."""
         keys, counts = self.compact()
         names = pa.DictionaryArray.from_arrays(
-            pa.array((keys >> _METRIC).astype(np.int8)), pa.array(list(METRICS), pa.string())
+            (keys >> _METRIC).astype(np.int8), pa.array(list(METRICS), pa.string())
         )
         return pa.Table.from_arrays(
             [
@@ -132,7 +136,7 @@ class Series:
         )
 
     @staticmethod
-    def _key(metric: str, at_ns: Ints | FloatArray, bins: Ints) -> Ints:
+    def _key(metric: str, at_ns: Times, bins: Ints) -> Ints:
         second = np.maximum(at_ns // NS_PER_S, 0).astype(np.int64)
         return METRICS.index(metric) << _METRIC | second << _SECOND | (bins - TOTAL_BIN)
 
