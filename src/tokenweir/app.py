@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from tokenweir import config
+from tokenweir.bench.settings import Settings as BenchSettings
 from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
 from tokenweir.core.errors import ConfigError
 
@@ -15,9 +16,10 @@ from tokenweir.core.errors import ConfigError
 class Settings(SettingsModel):
     """Everything that ``weir.toml`` may hold: one table per slice, each declared by its slice."""
 
-    log: LogSettings = LogSettings()
-    stores: StoreSettings = StoreSettings()
+    log: LogSettings = Field(default_factory=LogSettings)
+    stores: StoreSettings = Field(default_factory=StoreSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+    bench: BenchSettings = Field(default_factory=BenchSettings)
 
     @field_validator("endpoints")
     @classmethod
