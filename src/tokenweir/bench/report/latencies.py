@@ -1,0 +1,140 @@
+"""Distributions of latency: from requests exactly, from the per-second counts where only those are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tokenweir.bench.records.columns import PHASES, STATUSES
+from tokenweir.bench.records.model import LoadResult, MetricSummary
+from tokenweir.bench.report.payload import Chart, Line, Mark, numbers, rounded
+from tokenweir.bench.report.tables import IntArray, Requests, Series
+from tokenweir.core.metrics.registry import METRICS
+from tokenweir.core.metrics.base import FloatArray
+
+NS_PER_MS: Final = 1e6
+NS_PER_S: Final = 1e9
+BINS_PER_OCTAVE: Final = 16
+"""``series.parquet``: bin = floor(16 · log2(latency / 1 µs))."""
+
+# Even steps through the body, then ever finer ones into the tail.
+_BODY: Final = np.arange(0.0, 0.99, 0.01)
+_TAIL: Final = 1.0 - np.power(10.0, -np.arange(2.0, 5.01, 0.125))
+SHARES: Final = np.concatenate([_BODY, _TAIL, [1.0]])
+_LOG_SPREAD: Final = 12.0
+_MARKED: Final = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+@dataclass(frozen=True, slots=True)
+class CdfSpec:
+    """Which metrics share one chart of distributions; the second is drawn as a variant of the first."""
+
+    id: str
+    title: str
+    tags: tuple[str, ...]
+
+
+CDFS: Final = (
+    CdfSpec("cdf-ttft", "Time to first token", ("ttft", "ttft_scheduled")),
+    CdfSpec("cdf-tpot", "Time per output token", ("tpot",)),
+    CdfSpec("cdf-e2el", "End-to-end latency", ("e2el", "e2el_scheduled")),
+    CdfSpec("cdf-lag", "Dispatch lag: the client's own delay", ("dispatch_lag",)),
+)
+
+
+def bin_edges_ms(bins: IntArray) -> FloatArray:
+    """Return the lower edges of log-latency bins, milliseconds."""
+    return np.exp2(bins / BINS_PER_OCTAVE) / 1e3
+
+
+def curve(values: FloatArray, failures: int) -> list[float]:
+    """Return the latency at each of ``SHARES``; ``failures`` count as infinite, so the curve ends below 1."""
+    ordered = np.sort(values)
+    total = len(ordered) + failures
+    position = SHARES * (total - 1)
+    low = np.floor(position).astype(np.int64)
+    high = np.ceil(position).astype(np.int64)
+    known = high < len(ordered)
+    result = np.full(len(SHARES), np.nan)
+    weight = position[known] - low[known]
+    result[known] = ordered[low[known]] * (1 - weight) + ordered[high[known]] * weight
+    return result.tolist()
+
+
+def request_cdfs(
+    load: LoadResult, requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool
+) -> list[Chart]:
+    """Return the distributions of the metrics that have one value per request."""
+    failed = (requests.status == STATUSES.index("failed")) & (requests.phase == PHASES.index("measured"))
+    failures = int(failed.sum()) if failures_count else 0
+    charts: list[Chart] = []
+    for spec in CDFS:
+        lines: list[Line] = []
+        n = 0
+        for place, tag in enumerate(spec.tags):
+            metric = METRICS[tag]
+            needed = {name: requests.columns[name][requests.measured] for name in metric.needs}
+            values = metric.values(needed) / metric.scale
+            values = values[np.isfinite(values)]
+            if not len(values):
+                continue
+            n = max(n, len(values) + failures)
+            role = "main" if place == 0 else "variant"
+            xs = numbers(curve(values, failures))
+            lines.append(Line(name=tag, role=role, x=xs, y=numbers(SHARES)))
+        if lines:
+            summary = load.summary.metrics.get(spec.tags[0])
+            charts.append(_cdf(spec, lines, n=n, marks=_slo_marks(spec.tags, slo_ms), summary=summary))
+    return charts
+
+
+def itl_cdf(load: LoadResult, series: Series) -> Chart | None:
+    """Return the distribution of inter-token gaps inside the measured window, from the per-second counts."""
+    second, bins, count = series.of("itl")
+    window = load.summary.window
+    inside = (second * NS_PER_S >= window.start_ns) & ((second + 1) * NS_PER_S <= window.end_ns)
+    if not inside.any():
+        inside = np.ones(len(second), dtype=np.bool_)
+    if not len(second):
+        return None
+    lowest, highest = int(bins[inside].min()), int(bins[inside].max())
+    counts = np.bincount(bins[inside] - lowest, weights=count[inside], minlength=highest - lowest + 1)
+    total = float(counts.sum())
+    if not total:
+        return None
+    edges = bin_edges_ms(np.arange(lowest, highest + 2))
+    shares = np.concatenate([[0.0], np.cumsum(counts) / total])
+    lines = [Line(name="itl", role="main", x=numbers(edges), y=[rounded(float(share), 7) for share in shares])]
+    spec = CdfSpec("cdf-itl", "Inter-token latency", ("itl",))
+    note = "Counted in bins 4.4 % wide, over the whole seconds of the measured window. "
+    summary = load.summary.metrics.get("itl")
+    return _cdf(spec, lines, n=int(total), marks=[], summary=summary, note=note)
+
+
+def _cdf(
+    spec: CdfSpec, lines: list[Line], *, n: int, marks: list[Mark], summary: MetricSummary | None, note: str = ""
+) -> Chart:
+    finite = [x for x in lines[0].x if x is not None and x > 0]
+    spread = finite[-1] / finite[0] if finite else 1.0
+    definition = f"{summary.definition[:1].upper()}{summary.definition[1:]}. " if summary else ""
+    return Chart(
+        id=spec.id,
+        title=spec.title,
+        caption=f"{definition}{note}Share of values at or below a latency.",
+        kind="cdf",
+        x="latency",
+        x_unit="ms",
+        y="share",
+        y_unit="",
+        lines=lines,
+        log_x=spread > _LOG_SPREAD,
+        marks=marks,
+        n=n,
+    )
+
+
+def _slo_marks(tags: tuple[str, ...], slo_ms: Mapping[str, float]) -> list[Mark]:
+    return [Mark(at=slo_ms[tag], label=f"SLO {tag}") for tag in tags if tag in slo_ms]

@@ -1,0 +1,73 @@
+"""The waterfall: single requests from their scheduled time to their last byte."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from tokenweir.bench.records.columns import PHASES, STATUSES
+from tokenweir.bench.report.latencies import NS_PER_S
+from tokenweir.bench.report.overtime import Span
+from tokenweir.bench.report.payload import Timeline, instants
+from tokenweir.bench.report.tables import IntArray, Requests
+
+MAX_ROWS: Final = 400
+_SPREAD: Final = 320
+_SLOWEST: Final = 40
+_FAILED: Final = 40
+# Bars shorter than this share of the time shown are better compared from a common start.
+_VISIBLE: Final = 0.01
+
+
+def sample(requests: Requests, most: int = MAX_ROWS) -> IntArray:
+    """Return the places of the requests to draw: all, or evenly spaced ones, the slowest and the first failed."""
+    total = len(requests.number)
+    if total <= most:
+        return np.arange(total)
+    scale = most / MAX_ROWS
+    spread = np.linspace(0, total - 1, int(_SPREAD * scale)).astype(np.int64)
+    duration = requests.columns["end_ns"] - requests.columns["scheduled_ns"]
+    completed = np.where(requests.status == STATUSES.index("completed"), duration, -np.inf)
+    slow = int(_SLOWEST * scale)
+    slowest = np.argpartition(np.nan_to_num(completed, nan=-np.inf), total - slow)[total - slow :] if slow else []
+    failed = np.flatnonzero(requests.status == STATUSES.index("failed"))[: int(_FAILED * scale)]
+    return np.unique(np.concatenate([spread, slowest, failed]).astype(np.int64))
+
+
+def timeline(requests: Requests, span: Span, most: int = MAX_ROWS) -> Timeline | None:
+    """Return at most ``most`` requests as bars, in order of their scheduled time."""
+    total = len(requests.number)
+    if not total:
+        return None
+    places = sample(requests, most)
+    places = places[np.argsort(requests.columns["scheduled_ns"][places], kind="stable")]
+    names = ("scheduled_ns", "sent_ns", "first_token_ns", "end_ns")
+    times = [instants(requests.columns[name][places] / NS_PER_S) for name in names]
+    rows = [
+        [float(requests.number[place]), float(requests.phase[place]), float(requests.status[place]), *moments]
+        for place, moments in zip(places.tolist(), zip(*times, strict=True), strict=True)
+    ]
+    length = (requests.columns["end_ns"][places] - requests.columns["scheduled_ns"][places]) / NS_PER_S
+    length = length[np.isfinite(length)]
+    aligned = bool(len(length)) and float(np.median(length)) < _VISIBLE * (span.end - span.start)
+    return Timeline(
+        id="timeline",
+        title="Requests, one by one",
+        caption=_rule(total, len(places)),
+        phases=list(PHASES),
+        statuses=list(STATUSES),
+        rows=rows,
+        aligned=aligned,
+        shade=span.window,
+    )
+
+
+def _rule(total: int, shown: int) -> str:
+    bar = "A bar runs from scheduled to sent to first token to last byte."
+    if shown == total:
+        return f"{bar} All {total:,} requests."
+    return (
+        f"{bar} {shown:,} of {total:,} requests: evenly spaced ones, the slowest completed ones "
+        "and the first that failed."
+    )
