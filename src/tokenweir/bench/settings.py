@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tokenweir.config import SettingsModel
 
 
-class Settings(BaseModel):
+class Settings(SettingsModel):
     """How this machine measures; nothing here changes what is measured, so no hash covers it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: int = Field(
         default=0,
         ge=0,
         description="Worker processes; 0: cores - 1 when the target is on this machine, else cores.",
     )
-    runs_dir: Path = Field(default=Path("runs"), description="Where run directories are made.")
     live: Literal["auto", "rich", "plain", "off"] = Field(
         default="auto", description="The progress view; auto: rich on a terminal, else plain lines."
     )

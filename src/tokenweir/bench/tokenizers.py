@@ -14,10 +14,9 @@ from tokenweir.core.errors import InputError, MissingExtraError
 from tokenweir.ports.tokenizer import Tokenizer
 
 try:
-    from tokenizers import Encoding
     from tokenizers import Tokenizer as HfTokenizer
 except ImportError:  # The bench extra is absent: estimates still work.
-    Encoding = HfTokenizer = None  # type: ignore[assignment,misc]
+    HfTokenizer = None
 
 BYTES_PER_TOKEN: Final = 4
 """What an estimate takes a token to be: the rule of thumb for English text."""
@@ -30,18 +29,22 @@ class FileTokenizer:
 
     def __init__(self, path: Path) -> None:
         if HfTokenizer is None:
-            message = f"reading {path} needs the package tokenizers"
-            raise MissingExtraError(message, mend="install tokenweir[bench]")
+            raise MissingExtraError(
+                f"reading {path} needs the package tokenizers", mend="install tokenweir[bench]"
+            )
         try:
             raw = path.read_bytes()
         except OSError as error:
-            message = f"--tokenizer {path}: {error.strerror or error}"
-            raise InputError(message, mend="check the path") from error
+            raise InputError(
+                f"--tokenizer {path}: {error.strerror or error}", mend="check the path"
+            ) from error
         try:
             self._inner = HfTokenizer.from_buffer(raw)
         except ValueError as error:
-            message = f"--tokenizer {path} is no tokenizer.json: {error}"
-            raise InputError(message, mend="give a tokenizer.json or a folder that holds one") from error
+            raise InputError(
+                f"--tokenizer {path} is no tokenizer.json: {error}",
+                mend="give a tokenizer.json or a folder that holds one",
+            ) from error
         # A file may ask for padding or truncation of training batches, which would falsify every count.
         self._inner.no_padding()
         self._inner.no_truncation()
@@ -133,8 +136,10 @@ def _tokenizer_file(path: Path) -> Path:
         return path
     inside = path / "tokenizer.json"
     if not inside.is_file():
-        message = f"--tokenizer {path} holds no tokenizer.json"
-        raise InputError(message, mend="give the file, or a model folder that has one")
+        raise InputError(
+            f"--tokenizer {path} holds no tokenizer.json",
+            mend="give the file, or a model folder that has one",
+        )
     return inside
 
 

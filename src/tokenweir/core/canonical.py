@@ -42,8 +42,10 @@ def canonical_json(value: object) -> bytes:
     try:
         return "".join(parts).encode()
     except UnicodeEncodeError as error:
-        message = f"text with a lone surrogate has no UTF-8: {error.object[error.start : error.end]!r}"
-        raise SpecError(message, mend="remove it") from error
+        raise SpecError(
+            f"text with a lone surrogate has no UTF-8: {error.object[error.start : error.end]!r}",
+            mend="remove it",
+        ) from error
 
 
 def canonical_hash(value: object) -> str:
@@ -70,8 +72,7 @@ def _write(value: object, parts: list[str]) -> None:
         case msgspec.Struct():
             _write(msgspec.to_builtins(value), parts)
         case _:
-            message = f"{value!r} of type {type(value).__name__} is no JSON value"
-            raise SpecError(message)
+            raise SpecError(f"{value!r} of type {type(value).__name__} is no JSON value")
 
 
 def _array(values: list[object], parts: list[str]) -> None:
@@ -86,8 +87,7 @@ def _array(values: list[object], parts: list[str]) -> None:
 def _object(values: Mapping[object, object], parts: list[str]) -> None:
     for key in values:
         if not isinstance(key, str):
-            message = f"the key {key!r} is no text"
-            raise SpecError(message)
+            raise SpecError(f"the key {key!r} is no text")
     names = sorted(cast("Mapping[str, object]", values), key=_utf16)
     mark = "{"
     for name in names:
@@ -107,8 +107,10 @@ def _string(text: str) -> str:
 
 def _integer(value: int) -> str:
     if abs(value) > MAX_INTEGER:
-        message = f"the integer {value} is beyond ±(2^53 - 1), which JSON readers may round"
-        raise SpecError(message, mend="write it as text")
+        raise SpecError(
+            f"the integer {value} is beyond ±(2^53 - 1), which JSON readers may round",
+            mend="write it as text",
+        )
     return str(int(value))
 
 
@@ -118,8 +120,7 @@ def _float(value: float) -> str:
     Formula: the shortest digits that read back the same; plain notation for 1e-6 ≤ |x| < 1e21, else exponent.
     """
     if not math.isfinite(value):
-        message = f"{value!r} is no JSON number"
-        raise SpecError(message, mend="use null or text for it")
+        raise SpecError(f"{value!r} is no JSON number", mend="use null or text for it")
     if value == 0:
         return "0"
     mantissa, _, exponent = f"{float(value)!r}e0".partition("e")

@@ -54,11 +54,9 @@ def uuid7(at: int, random: int) -> int:
 def format_id(prefix: str, uuid: int) -> str:
     """Return ``prefix``, an underscore and 26 Crockford characters. Raises InputError for a bad prefix or value."""
     if _PREFIX.fullmatch(prefix) is None:
-        message = f"the prefix {prefix!r} is not 2 to 12 lower-case letters"
-        raise InputError(message)
+        raise InputError(f"the prefix {prefix!r} is not 2 to 12 lower-case letters")
     if not 0 <= uuid < 2**128:
-        message = f"{uuid!r} is no 128-bit value"
-        raise InputError(message)
+        raise InputError(f"{uuid!r} is no 128-bit value")
     letters = (_ALPHABET[(uuid >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}_{''.join(letters)}"
 
@@ -70,21 +68,21 @@ def parse_id(text: str, *, prefix: str | None = None) -> Id:
     """
     name, _, letters = text.partition("_")
     if prefix is not None and name != prefix:
-        message = f"{text!r} does not start with {prefix}_"
-        raise InputError(message)
+        raise InputError(f"{text!r} does not start with {prefix}_")
     if (
         _PREFIX.fullmatch(name) is None
         or len(letters) != _LENGTH
         or not all(map(_VALUES.__contains__, letters))
     ):
-        message = f"{text!r} is no identifier"
-        raise InputError(message, mend=f"it looks like {prefix or 'run'}_ and {_LENGTH} letters and digits")
+        raise InputError(
+            f"{text!r} is no identifier",
+            mend=f"it looks like {prefix or 'run'}_ and {_LENGTH} letters and digits",
+        )
     uuid = 0
     for letter in letters:
         uuid = (uuid << 5) | _VALUES[letter]
     if uuid >> 128 or (uuid >> 76) & 15 != 7 or (uuid >> _RANDOM_BITS) & 3 != 0b10:
-        message = f"{text!r} holds no UUIDv7"
-        raise InputError(message)
+        raise InputError(f"{text!r} holds no UUIDv7")
     fraction = (uuid >> 64) & 0xFFF
     # Rounding up gives back an instant that makes the same fraction again.
     at = (uuid >> 80) * 1_000_000 + -(-fraction * 1_000_000 // 4096)

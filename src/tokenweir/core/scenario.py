@@ -109,16 +109,18 @@ def parse_scenario(text: str) -> Scenario:
     if match := _UNIFORM.fullmatch(text):
         input_lo, input_hi, output_lo, output_hi = (_tokens(text, number) for number in match.groups())
         if input_lo > input_hi or output_lo > output_hi:
-            message = f"--scenario {text} has a lower bound above its upper bound"
-            raise SpecError(message, mend="write U(lo,hi)/(lo,hi)")
+            raise SpecError(
+                f"--scenario {text} has a lower bound above its upper bound", mend="write U(lo,hi)/(lo,hi)"
+            )
         return Uniform(input_lo, input_hi, output_lo, output_hi)
     if match := _EMBEDDING.fullmatch(text):
         return Embedding(_tokens(text, match[1]))
     if text.strip().startswith("I"):
-        message = f"--scenario {text}: images are not supported yet"
-        raise SpecError(message, mend="use D, N, U or E")
-    message = f"--scenario {text!r} is no scenario"
-    raise SpecError(message, mend="write D(128,64), N(128,32)/(64,16), U(64,256)/(16,64) or E(128)")
+        raise SpecError(f"--scenario {text}: images are not supported yet", mend="use D, N, U or E")
+    raise SpecError(
+        f"--scenario {text!r} is no scenario",
+        mend="write D(128,64), N(128,32)/(64,16), U(64,256)/(16,64) or E(128)",
+    )
 
 
 def draw_lengths(scenario: Scenario, count: int, *, seed: int) -> Lengths:
@@ -161,13 +163,11 @@ def _normal(rng: np.random.Generator, mean: float, sd: float, count: int) -> npt
 def _tokens(text: str, number: str) -> int:
     value = float(number)
     if not value.is_integer():
-        message = f"--scenario {text} has {number}, which is no whole number of tokens"
-        raise SpecError(message)
+        raise SpecError(f"--scenario {text} has {number}, which is no whole number of tokens")
     _bounds(text, value)
     return int(value)
 
 
 def _bounds(text: str, value: float, *, least: int = 1) -> None:
     if not least <= value <= MAX_TOKENS:
-        message = f"--scenario {text} has {value:g}, which is not between {least} and {MAX_TOKENS}"
-        raise SpecError(message)
+        raise SpecError(f"--scenario {text} has {value:g}, which is not between {least} and {MAX_TOKENS}")

@@ -48,11 +48,9 @@ def parse_slo(text: str) -> Slo:
         tag, equals, value = (part.strip() for part in item.partition("="))
         _check(tag)
         if not equals:
-            message = f"--slo {item} states no limit"
-            raise InputError(message, mend=f"write {tag}=200ms")
+            raise InputError(f"--slo {item} states no limit", mend=f"write {tag}=200ms")
         if tag in limits:
-            message = f"--slo states {tag} twice"
-            raise InputError(message, mend="keep one of them")
+            raise InputError(f"--slo states {tag} twice", mend="keep one of them")
         limits[tag] = parse_duration(value, what=f"--slo {tag}")
     return Slo(dict(sorted(limits.items())))
 
@@ -61,8 +59,10 @@ def _check(tag: str) -> None:
     if tag in SLO_TAGS:
         return
     if tag in _POOLED:
-        message = f"--slo {tag}: {tag} has no single value per request"
-        raise InputError(message, mend=f"use {_POOLED[tag]}, the mean of a request, or tpot")
+        raise InputError(
+            f"--slo {tag}: {tag} has no single value per request",
+            mend=f"use {_POOLED[tag]}, the mean of a request, or tpot",
+        )
     near = get_close_matches(tag.lower().replace("-", "_"), SLO_TAGS, n=1)
     message = f"--slo knows no metric {tag!r}"
     raise InputError(

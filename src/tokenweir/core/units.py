@@ -35,22 +35,23 @@ def parse_duration(text: str, *, what: str = "duration") -> int:
     plain = text.strip()
     match = _DURATION.fullmatch(plain)
     if match is None:
-        message = f"{what} {text!r} is no duration"
-        raise InputError(message, mend="write a number and a unit, such as 200ms, 1.5s or 2m")
+        raise InputError(
+            f"{what} {text!r} is no duration", mend="write a number and a unit, such as 200ms, 1.5s or 2m"
+        )
     number, unit = match["number"], match["unit"].replace("μ", "µ")
     if not unit:
-        message = f"{what} {plain} has no unit"
-        raise InputError(message, mend=f"write {number}s, {number}ms or {number}m")
+        raise InputError(f"{what} {plain} has no unit", mend=f"write {number}s, {number}ms or {number}m")
     if unit not in _NS_PER_UNIT:
-        message = f"{what} {plain} has the unknown unit {unit!r}"
-        raise InputError(message, mend="the units are ns, us, ms, s, m and h")
+        raise InputError(
+            f"{what} {plain} has the unknown unit {unit!r}", mend="the units are ns, us, ms, s, m and h"
+        )
     ns = Decimal(number) * _NS_PER_UNIT[unit]
     if ns != ns.to_integral_value():
-        message = f"{what} {plain} is a fraction of a nanosecond"
-        raise InputError(message, mend="write a whole number of nanoseconds")
+        raise InputError(
+            f"{what} {plain} is a fraction of a nanosecond", mend="write a whole number of nanoseconds"
+        )
     if ns > _MAX_NS:
-        message = f"{what} {plain} is longer than 292 years"
-        raise InputError(message, mend="write a shorter one")
+        raise InputError(f"{what} {plain} is longer than 292 years", mend="write a shorter one")
     return int(ns)
 
 
@@ -82,15 +83,14 @@ def parse_rate(text: str, *, what: str = "rate") -> float:
     plain = text.strip()
     match = _RATE.fullmatch(plain)
     if match is None:
-        message = f"{what} {text!r} is no rate"
-        raise InputError(message, mend="write a number per unit of time, such as 20/s or 1200/min")
+        raise InputError(
+            f"{what} {text!r} is no rate", mend="write a number per unit of time, such as 20/s or 1200/min"
+        )
     number, unit = match["number"], match["unit"]
     if unit is None:
-        message = f"{what} {plain} has no unit"
-        raise InputError(message, mend=f"write {number}/s or {number}/min")
+        raise InputError(f"{what} {plain} has no unit", mend=f"write {number}/s or {number}/min")
     if unit not in _S_PER_UNIT:
-        message = f"{what} {plain} has the unknown unit {unit!r}"
-        raise InputError(message, mend="write it per s, min or h")
+        raise InputError(f"{what} {plain} has the unknown unit {unit!r}", mend="write it per s, min or h")
     return float(number) / _S_PER_UNIT[unit]
 
 
@@ -108,6 +108,5 @@ def parse_count(text: str, *, what: str = "count") -> int:
     """Return the whole number that ``text`` states: ``512``, ``10_000`` or ``32req``. Raises InputError."""
     match = _COUNT.fullmatch(text.strip())
     if match is None:
-        message = f"{what} {text!r} is no whole number"
-        raise InputError(message, mend="write one such as 512")
+        raise InputError(f"{what} {text!r} is no whole number", mend="write one such as 512")
     return int(match["number"])

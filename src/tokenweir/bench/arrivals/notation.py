@@ -93,8 +93,10 @@ def _read(item: str, before: str) -> tuple[str, dict[str, str]]:
         return before, _infix(before, item)
     if match is not None and match["name"] in _EXAMPLES:
         _fail(match["name"], f"--arrival {item} lacks its value")
-    message = f"--arrival {item!r} names no arrival process"
-    raise InputError(message, mend=f"write one such as {_EXAMPLES['concurrency']}, {_EXAMPLES['poisson']}")
+    raise InputError(
+        f"--arrival {item!r} names no arrival process",
+        mend=f"write one such as {_EXAMPLES['concurrency']}, {_EXAMPLES['poisson']}",
+    )
 
 
 def _known(name: str) -> str:
@@ -102,8 +104,7 @@ def _known(name: str) -> str:
         return name
     near = get_close_matches(name, _EXAMPLES, n=1)
     mend = f"did you mean {near[0]}?" if near else f"the processes are {', '.join(_EXAMPLES)}"
-    message = f"--arrival has no process {name!r}"
-    raise InputError(message, mend=mend)
+    raise InputError(f"--arrival has no process {name!r}", mend=mend)
 
 
 def _arguments(name: str, text: str, *, given_rate: bool) -> dict[str, str]:

@@ -64,15 +64,16 @@ def _closed(arrival: Concurrency, requests: int | None, duration_ns: int | None)
 
 def _bounded(requests: int | None, duration_ns: int | None) -> int:
     if requests is None and duration_ns is None:
-        message = "nothing ends this load"
-        raise SpecError(message, mend="give --requests or --duration")
+        raise SpecError("nothing ends this load", mend="give --requests or --duration")
     return _refuse_too_many(MAX_REQUESTS if requests is None else requests)
 
 
 def _refuse_too_many(count: int) -> int:
     if count > MAX_REQUESTS:
-        message = f"a load of more than {MAX_REQUESTS} requests cannot be planned"
-        raise SpecError(message, mend="lower its rate, duration or number of requests")
+        raise SpecError(
+            f"a load of more than {MAX_REQUESTS} requests cannot be planned",
+            mend="lower its rate, duration or number of requests",
+        )
     return count
 
 

@@ -55,8 +55,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        message = f"{path}: {error.strerror or error}"
-        raise CorpusError(message, mend="check the path") from error
+        raise CorpusError(f"{path}: {error.strerror or error}", mend="check the path") from error
 
 
 def decode_text(path: Path, raw: bytes) -> str:
@@ -65,8 +64,9 @@ def decode_text(path: Path, raw: bytes) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
-        message = f"{path}:{number}: byte {raw[error.start]:#04x} is no UTF-8"
-        raise CorpusError(message, mend="convert the file to UTF-8") from error
+        raise CorpusError(
+            f"{path}:{number}: byte {raw[error.start]:#04x} is no UTF-8", mend="convert the file to UTF-8"
+        ) from error
 
 
 def read_json_lines(path: Path, raw: bytes, kind: type[LineType]) -> Iterator[tuple[int, LineType]]:
@@ -78,8 +78,9 @@ def read_json_lines(path: Path, raw: bytes, kind: type[LineType]) -> Iterator[tu
         try:
             yield number, decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            message = f"{path}:{number}: {_lower(str(error))}"
-            raise CorpusError(message, mend="mend or delete the line") from error
+            raise CorpusError(
+                f"{path}:{number}: {_lower(str(error))}", mend="mend or delete the line"
+            ) from error
 
 
 def to_sample(path: Path, number: int, line: CorpusLine) -> Sample:
@@ -90,20 +91,19 @@ def to_sample(path: Path, number: int, line: CorpusLine) -> Sample:
     sample_id = str(number) if line.id is None else str(line.id)
     if (line.prompt is None) == (not line.messages):
         reason = "neither prompt nor messages" if line.prompt is None else "both prompt and messages"
-        message = f"{path}:{number}: {reason}"
-        raise CorpusError(message, mend='write {"prompt": "…"} or {"messages": […]}')
+        raise CorpusError(f"{path}:{number}: {reason}", mend='write {"prompt": "…"} or {"messages": […]}')
     if line.max_tokens is not None and line.max_tokens < 1:
-        message = f"{path}:{number}: max_tokens {line.max_tokens!r} is below 1"
-        raise CorpusError(message)
+        raise CorpusError(f"{path}:{number}: max_tokens {line.max_tokens!r} is below 1")
     if line.prompt is not None:
         if not line.prompt.strip():
-            message = f"{path}:{number}: the prompt is empty"
-            raise CorpusError(message, mend="delete the line")
+            raise CorpusError(f"{path}:{number}: the prompt is empty", mend="delete the line")
         return Sample(id=sample_id, prompt=line.prompt, max_tokens=line.max_tokens, expected=line.expected)
     asked, answer = until_last_question(tuple(map(_message, line.messages)))
     if not asked:
-        message = f"{path}:{number}: no message has the role user"
-        raise CorpusError(message, mend="end the conversation with the turn to answer")
+        raise CorpusError(
+            f"{path}:{number}: no message has the role user",
+            mend="end the conversation with the turn to answer",
+        )
     return Sample(
         id=sample_id,
         messages=asked,

@@ -37,15 +37,15 @@ def load_corpus(name_or_path: str) -> Corpus:
         case ".json":
             return _filled(path, read_sharegpt(path), sized_by_replies=True)
         case other:
-            message = f"{path}: unknown ending {other!r}"
-            raise CorpusError(message, mend="a corpus is .txt, .jsonl or ShareGPT's .json")
+            raise CorpusError(
+                f"{path}: unknown ending {other!r}", mend="a corpus is .txt, .jsonl or ShareGPT's .json"
+            )
     return _filled(path, samples)
 
 
 def _filled(path: Path, samples: tuple[Sample, ...], *, sized_by_replies: bool = False) -> Corpus:
     if not samples:
-        message = f"{path} holds no sample"
-        raise CorpusError(message, mend="give it at least one prompt")
+        raise CorpusError(f"{path} holds no sample", mend="give it at least one prompt")
     return Corpus(path.name, samples, sized_by_replies=sized_by_replies)
 
 

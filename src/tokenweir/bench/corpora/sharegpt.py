@@ -58,8 +58,7 @@ def read_sharegpt(path: Path) -> tuple[Sample, ...]:
         try:
             conversation = decoder.decode(entry)
         except msgspec.DecodeError as error:
-            message = f"{path}: entry {number}: {error}"
-            raise CorpusError(message, mend="mend or delete the entry") from error
+            raise CorpusError(f"{path}: entry {number}: {error}", mend="mend or delete the entry") from error
         asked, reply = until_last_question(_messages(path, number, conversation))
         if asked:
             name = str(number) if conversation.id is None else str(conversation.id)
@@ -72,7 +71,9 @@ def _messages(path: Path, number: int, conversation: Conversation) -> tuple[Mess
     for turn in conversation.conversations or conversation.conversation:
         role = _ROLES.get(turn.speaker)
         if role is None:
-            message = f"{path}: entry {number}: unknown speaker {turn.speaker!r}"
-            raise CorpusError(message, mend="the speakers are human, gpt and system")
+            raise CorpusError(
+                f"{path}: entry {number}: unknown speaker {turn.speaker!r}",
+                mend="the speakers are human, gpt and system",
+            )
         messages.append(Message(role=role, content=turn.value))
     return tuple(messages)

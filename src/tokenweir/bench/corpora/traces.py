@@ -32,6 +32,7 @@ class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: str
+    name: str
     digest: str
     times_ns: npt.NDArray[np.float64]
     input_tokens: npt.NDArray[np.int32]
@@ -57,12 +58,15 @@ def load_trace(path: str) -> TraceFile:
     lines.sort(key=lambda item: item[1].timestamp)
     worded = [line.prompt is not None or bool(line.messages) for _, line in lines]
     if any(worded) and not all(worded):
-        message = f"{path}:{lines[worded.index(False)][0]}: other lines hold text, this one only a length"
-        raise CorpusError(message, mend="give every line a prompt or messages, or none")
+        raise CorpusError(
+            f"{path}:{lines[worded.index(False)][0]}: other lines hold text, this one only a length",
+            mend="give every line a prompt or messages, or none",
+        )
     samples = tuple(to_sample(Path(path), number, line) for number, line in lines) if any(worded) else ()
     first = lines[0][1].timestamp
     return TraceFile(
         path=path,
+        name=Path(path).name,
         digest=hashlib.sha256(raw).hexdigest(),
         times_ns=np.array([(line.timestamp - first) * 1e6 for _, line in lines]),
         input_tokens=np.array([] if samples else [line.input_length for _, line in lines], dtype=np.int32),
@@ -87,5 +91,4 @@ def _check(path: str, number: int, line: TraceLine) -> None:
     elif line.output_length is not None and line.output_length < 1:
         reason = f"output_length {line.output_length!r} is below 1"
     if reason:
-        message = f"{path}:{number}: {reason}"
-        raise CorpusError(message)
+        raise CorpusError(f"{path}:{number}: {reason}")
