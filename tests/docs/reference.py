@@ -51,16 +51,17 @@ def _row(key: str, field: FieldInfo) -> str:
     if not field.description:
         message = f"the setting {key!r} has no description"
         raise ValueError(message)
-    default = "" if field.is_required() or field.default_factory else f"`{_default(field.default)}`"
-    return f"| `{key}` | {_type(field)} | {default} | {field.description} |"
+    return f"| `{key}` | {_type(field)} | {_default(field)} | {field.description} |"
 
 
-def _default(value: object) -> str:
-    if value is None or value == ():
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory:
+        return "see there"
+    if field.default is None or field.default == ():
         return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def _type(field: FieldInfo) -> str:
