@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tokenweir.bench.records.columns import PHASES, STATUSES
-from tokenweir.bench.records.model import LoadResult, MetricSummary
+from tokenweir.bench.records.model import LoadResult
 from tokenweir.bench.report.payload import Chart, Line, Mark, numbers, rounded
 from tokenweir.bench.report.tables import IntArray, Requests, Series
 from tokenweir.core.metrics.registry import METRICS
@@ -25,7 +25,6 @@ _BODY: Final = np.arange(0.0, 0.99, 0.01)
 _TAIL: Final = 1.0 - np.power(10.0, -np.arange(2.0, 5.01, 0.125))
 SHARES: Final = np.concatenate([_BODY, _TAIL, [1.0]])
 _LOG_SPREAD: Final = 12.0
-_MARKED: Final = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def curve(values: FloatArray, failures: int) -> list[float]:
 
 
 def request_cdfs(
-    load: LoadResult, requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool
+    requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool
 ) -> list[Chart]:
     """Return the distributions of the metrics that have one value per request."""
     failed = (requests.status == STATUSES.index("failed")) & (requests.phase == PHASES.index("measured"))
@@ -86,8 +85,9 @@ def request_cdfs(
             xs = numbers(curve(values, failures))
             lines.append(Line(name=tag, role=role, x=xs, y=numbers(SHARES)))
         if lines:
-            summary = load.summary.metrics.get(spec.tags[0])
-            charts.append(_cdf(spec, lines, n=n, marks=_slo_marks(spec.tags, slo_ms), summary=summary))
+            caption = METRICS[spec.tags[0]].definition
+            caption = f"{caption[:1].upper()}{caption[1:]}."
+            charts.append(_cdf(spec, lines, n=n, marks=_slo_marks(spec.tags, slo_ms), caption=caption))
     return charts
 
 
@@ -109,21 +109,17 @@ def itl_cdf(load: LoadResult, series: Series) -> Chart | None:
     shares = np.concatenate([[0.0], np.cumsum(counts) / total])
     lines = [Line(name="itl", role="main", x=numbers(edges), y=[rounded(float(share), 7) for share in shares])]
     spec = CdfSpec("cdf-itl", "Inter-token latency", ("itl",))
-    note = "Counted in bins 4.4 % wide, over the whole seconds of the measured window. "
-    summary = load.summary.metrics.get("itl")
-    return _cdf(spec, lines, n=int(total), marks=[], summary=summary, note=note)
+    caption = "Gaps between output tokens, all requests together, in bins 4.4 % wide."
+    return _cdf(spec, lines, n=int(total), marks=[], caption=caption)
 
 
-def _cdf(
-    spec: CdfSpec, lines: list[Line], *, n: int, marks: list[Mark], summary: MetricSummary | None, note: str = ""
-) -> Chart:
+def _cdf(spec: CdfSpec, lines: list[Line], *, n: int, marks: list[Mark], caption: str) -> Chart:
     finite = [x for x in lines[0].x if x is not None and x > 0]
     spread = finite[-1] / finite[0] if finite else 1.0
-    definition = f"{summary.definition[:1].upper()}{summary.definition[1:]}. " if summary else ""
     return Chart(
         id=spec.id,
         title=spec.title,
-        caption=f"{definition}{note}Share of values at or below a latency.",
+        caption=caption,
         kind="cdf",
         x="latency",
         x_unit="ms",

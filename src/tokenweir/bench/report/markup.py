@@ -78,7 +78,7 @@ def heading_facts(run: Run) -> str:
     return facts(
         [
             ("Backend", backend),
-            ("Backend commit", _known(who.backend_commit)),
+            ("Backend commit", _known(who.backend_commit)[:_HASH_SHOWN]),
             ("Model revision", _known(who.model_revision)),
             ("Endpoint", _text(wording.part(run, "subject").get("url"))),
             ("Workload", _join(work.get("kind"), "streamed" if work.get("stream") else "not streamed")),
@@ -101,6 +101,8 @@ def provenance(run: Run) -> str:
         ("Workload hash", who.workload_hash),
         ("Measurement hash", who.measurement_hash),
         ("Corpus hash", who.corpus_hash),
+        ("Backend commit", _known(who.backend_commit)),
+        ("Model revision", _known(who.model_revision)),
         ("Tokenizer hash", _known(who.tokenizer_hash)),
         ("Tokenweir", _join(who.tokenweir_version, who.tokenweir_commit)),
         ("Client", f"{where.host}, {where.os} {where.kernel}, {where.cpu}, {where.cores} cores"),
@@ -146,7 +148,7 @@ def sweep_section(run: Run) -> str:
     return (
         '<section id="sweep" aria-labelledby="sweep-title"><h2 id="sweep-title">Sweep</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Load points">'
-        "<table class=sortable><caption>Load points of this run; a name leads to its results.</caption><thead><tr>"
+        "<table class=\"sortable compact\"><caption>Load points of this run; a name leads to its results.</caption><thead><tr>"
         "<th scope=col>load</th><th scope=col class=num>delivered <span class=unit>requests/s</span></th>"
         "<th scope=col class=num>in flight <span class=unit>mean</span></th>"
         f"{head}<th scope=col class=num>n</th><th scope=col class=num>failed</th><th scope=col>verdict</th>"
@@ -195,9 +197,12 @@ def tiles(summary: Summary) -> str:
             continue
         aside = f"{second} {wording.statistic(getattr(metric, second))} · " if second else ""
         label = f"{wording.title(tag)}{f', {main}' if second else ''}"
+        value, unit = wording.statistic(getattr(metric, main)), metric.unit
+        if metric.unit == "ratio" and isinstance(metric.mean, float):
+            value, _, unit = wording.percent(metric.mean).partition("\N{NO-BREAK SPACE}")
         parts.append(
             f'<div class="tile"><dt title="{escape(metric.definition)}">{escape(label)}</dt>'
-            f"<dd><b>{wording.statistic(getattr(metric, main))}</b> <span class=unit>{escape(metric.unit)}</span>"
+            f"<dd><b>{value}</b> <span class=unit>{escape(unit)}</span>"
             f"<small>{aside}n {wording.whole(metric.n)}</small></dd></div>"
         )
     return f'<dl class="tiles">{"".join(parts)}</dl>'
@@ -213,7 +218,9 @@ def conduct(summary: Summary) -> str:
         ("Rate delivered", f"{wording.statistic(asked.rate)} requests/s"),
         ("In flight, mean", wording.statistic(asked.in_flight_mean)),
         ("In flight, most", wording.whole(asked.in_flight_max)),
-        ("Measured window", _window(summary)),
+        ("Window begins", f"{summary.window.start_ns / 1e9:.2f} s"),
+        ("Window ends", f"{summary.window.end_ns / 1e9:.2f} s"),
+        ("Trimmed", "yes" if summary.window.trimmed else "no"),
     ]
     ended = [
         ("Planned", wording.whole(counts.planned)),
@@ -252,8 +259,8 @@ def conduct(summary: Summary) -> str:
         ("Stream", facts(received)),
         ("Errors", facts([(kind, wording.whole(n)) for kind, n in errors]) if errors else "<p>None.</p>"),
     ]
-    inner = "".join(f"<div class=card><h3>{name}</h3>{body}</div>" for name, body in cards)
-    return f'<div class="cards">{inner}</div>'
+    boxes = [f"<div class=card><h3>{name}</h3>{body}</div>" for name, body in cards]
+    return f'<div class="cards">{"".join(boxes[:3])}<div class="stack">{"".join(boxes[3:])}</div></div>'
 
 
 def metrics_table(load: LoadResult) -> str:
@@ -308,12 +315,6 @@ def _calibration(run: Run) -> str:
             ("Requests per CPU second", wording.statistic(found.requests_per_cpu_s)),
         ]
     )
-
-
-def _window(summary: Summary) -> str:
-    window = summary.window
-    trimmed = "trimmed" if window.trimmed else "untrimmed"
-    return f"{window.start_ns / 1e9:.2f} s to {window.end_ns / 1e9:.2f} s, {trimmed}"
 
 
 def _loads(run: Run) -> str:

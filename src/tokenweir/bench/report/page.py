@@ -98,7 +98,7 @@ def _payload(run: Run, run_dir: Path) -> Payload:
 def _load(run: Run, load: LoadResult, requests: Requests, series: Series | None) -> Load:
     span = span_of(load, requests)
     failures_count = wording.part(run, "measurement").get("failures_as_infinite") is True
-    charts = request_cdfs(load, requests, slo_ms=wording.slo_ms(run), failures_count=failures_count)
+    charts = request_cdfs(requests, slo_ms=wording.slo_ms(run), failures_count=failures_count)
     most = max(_FEWEST_ROWS, MAX_ROWS * _FEW_LOADS // max(_FEW_LOADS, len(run.loads)))
     ttft = ttft_over_time(requests, span)
     charts += [ttft] if ttft else []

@@ -17,7 +17,7 @@ _SPREAD: Final = 320
 _SLOWEST: Final = 40
 _FAILED: Final = 40
 # Bars shorter than this share of the time shown are better compared from a common start.
-_VISIBLE: Final = 0.01
+_VISIBLE: Final = 0.08
 
 
 def sample(requests: Requests, most: int = MAX_ROWS) -> IntArray:

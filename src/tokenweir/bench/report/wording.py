@@ -44,8 +44,8 @@ def share(part: float, whole_: float) -> str:
     """Return a share in percent; ``–`` of nothing."""
     if not whole_:
         return UNKNOWN
-    percent = 100 * part / whole_
-    return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
+    value = 100 * part / whole_
+    return f"{value:.2g}\N{NO-BREAK SPACE}%" if value < 1 else f"{value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def percent(value: float | None) -> str:

@@ -192,7 +192,7 @@ function figure(host, chart, parts) {
     "aria-labelledby": `${id}-title`, "aria-describedby": `${id}-note ${id}-readout`,
   });
   const note = html("p", { class: "note", id: `${id}-note` }, chart.caption);
-  const node = html("figure", { class: parts.wide ? "wide" : "", id }, caption, note);
+  const node = html("figure", { class: parts.size ?? "", id }, caption, note);
   if (parts.controls) node.append(parts.controls);
   node.append(readout, plot);
   let state = null, index = -1;

@@ -4,6 +4,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const SHARE_TICKS = [0, 0.25, 0.5, 0.75, 0.9, 1];
 const TAIL_TICKS = [0, 0.5, 0.9, 0.99, 0.999, 0.9999];
 const shareLabel = (share) => `p${Number((share * 100).toPrecision(7))}`;
+const THIRDS = ["cdf-tpot", "cdf-e2el", "cdf-lag", "time-tokens", "time-requests", "time-flight", "sweep-ttft", "sweep-tpot", "sweep-e2el"];
 const settings = { tail: false };
 
 function nearest(values, wanted) {
@@ -103,7 +104,7 @@ function tableOfLines(chart) {
 
 function lineFigure(host, chart) {
   return figure(host, chart, {
-    wide: chart.id.startsWith("time-ttft"),
+    size: chart.id === "time-ttft" ? "wide" : THIRDS.includes(chart.id) ? "third" : "",
     draw: (width) => drawLines(chart, width),
     keys: keysOf(chart.lines, chart.kind === "cdf" ? chart.x_unit : chart.y_unit),
     table: () => tableOfLines(chart),
@@ -170,7 +171,7 @@ function heatFigure(host, heat) {
     const ramp = svg("svg", { width: LEVELS * 18, height: 10, "aria-hidden": "true" }, ...Array.from({ length: LEVELS }, (_, k) => svg("rect", { class: `h${k}`, x: k * 18, width: 18, height: 10 })));
     return [html("span", { class: "key" }, "1", ramp, `${most.toLocaleString("en-US")} gaps`)];
   };
-  figure(host, heat, { wide: true, draw, keys, table: () => [["time", "n", "p50 at most, ms", "p99 at most, ms", "most, ms"], columns.map((column, k) => [from(k), column.n, column.p50, column.p99, column.max])] });
+  figure(host, heat, { size: "wide", draw, keys, table: () => [["time", "n", "p50 at most, ms", "p99 at most, ms", "most, ms"], columns.map((column, k) => [from(k), column.n, column.p50, column.p99, column.max])] });
 }
 
 function timelineFigure(host, timeline) {
@@ -229,12 +230,25 @@ function timelineFigure(host, timeline) {
     ["request", "status", "phase", "scheduled, s", "dispatch lag, ms", "TTFT, ms", "E2EL, ms"],
     timeline.rows.map((row) => [String(row[0]), status(row), phase(row), row[3], span(row[3], row[4]), span(row[4], row[5]), span(row[4], row[6])]),
   ];
-  const { redraw } = figure(host, timeline, { wide: true, draw, keys, table, controls: toggle });
+  const { redraw } = figure(host, timeline, { size: "wide", draw, keys, table, controls: toggle });
   toggle.addEventListener("click", () => {
     state.aligned = !state.aligned;
     toggle.setAttribute("aria-pressed", String(state.aligned));
     redraw();
   });
+}
+
+/** A label at the first side of its point where it covers no other point or label. */
+function labelBeside(text, px, py, taken, width) {
+  const long = text.length * 6.6;
+  const sides = [[9, -8, "start"], [-9, -8, "end"], [9, 17, "start"], [-9, 17, "end"], [14, 4, "start"], [-14, 4, "end"]].map(([dx, dy, anchor]) => {
+    const left = anchor === "start" ? px + dx : px + dx - long;
+    return { dx, dy, anchor, left, right: left + long, top: py + dy - 10, bottom: py + dy + 2 };
+  });
+  const free = (box) => box.left > MARGIN.left && box.right < width && !taken.some((other) => box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom);
+  const side = sides.find(free) ?? sides[px > width / 2 ? 1 : 0];
+  taken.push(side);
+  return svg("text", { class: "label", x: px + side.dx, y: py + side.dy, "text-anchor": side.anchor }, text);
 }
 
 function paretoFigure(host, pareto) {
@@ -247,10 +261,10 @@ function paretoFigure(host, pareto) {
     root.append(svg("text", { class: "title", x: MARGIN.left + 4, y: MARGIN.top + 4 }, `${pareto.y}, ${pareto.y_unit}`));
     const front = points.filter((point) => point.frontier);
     root.append(svg("path", { class: "line main", d: path(front.map((point) => point.x), front.map((point) => point.y), x, y) }));
+    const taken = points.map((point) => ({ left: x(point.x) - 6, right: x(point.x) + 6, top: y(point.y) - 6, bottom: y(point.y) + 6 }));
     for (const point of points) {
       root.append(svg("circle", { class: point.trusted ? `point ${point.frontier ? "main" : "variant"}` : "hollow", cx: x(point.x), cy: y(point.y), r: 5 }));
-      const flip = x(point.x) > width - 130;
-      root.append(svg("text", { class: "label", x: x(point.x) + (flip ? -9 : 9), y: y(point.y) - 8, "text-anchor": flip ? "end" : "start" }, point.label));
+      root.append(labelBeside(point.label, x(point.x), y(point.y), taken, width));
     }
     const ring = svg("circle", { class: "hover", visibility: "hidden", r: 9 });
     root.append(ring);
@@ -270,7 +284,7 @@ function paretoFigure(host, pareto) {
     return [html("b", {}, point.label), html("span", { class: "key" }, pareto.x, html("b", {}, withUnit(point.x, "tokens/s"))), html("span", { class: "key" }, pareto.y, html("b", {}, withUnit(point.y, pareto.y_unit))), point.trusted ? "trusted" : "client-bound"];
   };
   const table = () => [["load", `${pareto.x}, ${pareto.x_unit}`, `${pareto.y}, ${pareto.y_unit}`, "on the frontier", "verdict", "n"], points.map((point) => [point.label, point.x, point.y, point.frontier ? "yes" : "no", point.trusted ? "trusted" : "client-bound", point.n])];
-  figure(host, pareto, { wide: true, draw, keys, table });
+  figure(host, pareto, { size: "wide", draw, keys, table });
 }
 
 function drawLoad(load) {
