@@ -5,7 +5,9 @@ Source: the WHATWG HTML standard, "Server-sent events" (event stream interpretat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_LF: Final = 0x0A
 
 
 class SseEvent(NamedTuple):
@@ -20,13 +22,12 @@ class SseEvent(NamedTuple):
 class SseParser:
     """Turn fed bytes into events.
 
-    Accepts LF, CR and CRLF line ends, ``data:`` with and without a space, comments, several ``data`` lines per
-    event and any split of the input. An event still open at the end of input is given by :meth:`end`, because
-    model servers that die or forget the last blank line still owe their final data.
+    Accepts LF, CR and CRLF line ends, ``data:`` with and without a space, comments, several ``data`` lines
+    per event and any split of the input. An event still open at the end of input is given by :meth:`end`,
+    because model servers that die or forget the last blank line still owe their final data.
     """
 
-
-    __slots__ = ("_base", "_buffer", "_data", "_event", "_id", "_skip_lf")
+    __slots__ = ("_base", "_buffer", "_data", "_event", "_first", "_id", "_skip_lf")
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -35,6 +36,17 @@ class SseParser:
         self._event = b""
         self._id: bytes | None = None
         self._skip_lf = False
+        self._first = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether the parser stands between two events, so that :meth:`skip` may be called."""
+        return not (self._buffer or self._data or self._event or self._skip_lf)
+
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` bytes of whole events that the caller has read itself; offsets include them."""
+        self._base += count
+        self._first = self._first and not count
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Return the events that ``data`` completes, in order."""
@@ -44,7 +56,7 @@ class SseParser:
         if self._skip_lf and buffer:
             # The CR that ended the previous feed was the first half of a CRLF.
             self._skip_lf = False
-            if buffer[0] == 0x0A:
+            if buffer[0] == _LF:
                 position = 1
         has_cr = b"\r" in buffer
         while True:
@@ -57,12 +69,13 @@ class SseParser:
                     following = cr + 1
                     if following == len(buffer):
                         self._skip_lf = True
-                    elif buffer[following] == 0x0A:
+                    elif buffer[following] == _LF:
                         following += 1
             if end < 0:
                 break
             if end == position:
-                self._dispatch(events, self._base + following)
+                # Past the CR only, even of a CRLF: the event is complete there, however the input is split.
+                self._dispatch(events, self._base + end + 1)
             else:
                 self._line(buffer[position:end])
             position = following
@@ -81,6 +94,9 @@ class SseParser:
         return events
 
     def _line(self, line: bytes) -> None:
+        if self._first:
+            self._first = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if line[:5] == b"data:":
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             return
