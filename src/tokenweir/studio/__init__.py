@@ -1,1 +1,1 @@
-"""The control plane: the index of runs and their comparison."""
+"""The control plane: what is known of runs, and how they compare."""

@@ -12,8 +12,8 @@ from tokenweir.bench.records.columns import PHASES, STATUSES
 from tokenweir.bench.records.model import LoadResult
 from tokenweir.bench.report.payload import Chart, Line, Mark, numbers, rounded
 from tokenweir.bench.report.tables import IntArray, Requests, Series
-from tokenweir.core.metrics.registry import METRICS
 from tokenweir.core.metrics.base import FloatArray
+from tokenweir.core.metrics.registry import METRICS
 
 NS_PER_MS: Final = 1e6
 NS_PER_S: Final = 1e9
@@ -63,9 +63,7 @@ def curve(values: FloatArray, failures: int) -> list[float]:
     return result.tolist()
 
 
-def request_cdfs(
-    requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool
-) -> list[Chart]:
+def request_cdfs(requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool) -> list[Chart]:
     """Return the distributions of the metrics that have one value per request."""
     failed = (requests.status == STATUSES.index("failed")) & (requests.phase == PHASES.index("measured"))
     failures = int(failed.sum()) if failures_count else 0
@@ -107,7 +105,9 @@ def itl_cdf(load: LoadResult, series: Series) -> Chart | None:
         return None
     edges = bin_edges_ms(np.arange(lowest, highest + 2))
     shares = np.concatenate([[0.0], np.cumsum(counts) / total])
-    lines = [Line(name="itl", role="main", x=numbers(edges), y=[rounded(float(share), 7) for share in shares])]
+    lines = [
+        Line(name="itl", role="main", x=numbers(edges), y=[rounded(float(share), 7) for share in shares])
+    ]
     spec = CdfSpec("cdf-itl", "Inter-token latency", ("itl",))
     caption = "Gaps between output tokens, all requests together, in bins 4.4 % wide."
     return _cdf(spec, lines, n=int(total), marks=[], caption=caption)

@@ -1,4 +1,4 @@
-"""The parts of the page that need no script: heading, badges, tables, definitions and provenance, all escaped."""
+"""The parts of the page that need no script: heading, tables, definitions, provenance. All text is safe."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def badges(run: Run) -> str:
 
 
 def callouts(run: Run) -> str:
-    """Return what a reader must know before the numbers: why not to trust or attribute them, and the notes."""
+    """Return what a reader must know before the numbers: what speaks against them, and the notes."""
     parts: list[str] = []
     bound = [load for load in run.loads if load.summary.verdict.trust == "client-bound"]
     if bound:
@@ -71,8 +71,7 @@ def callouts(run: Run) -> str:
 def heading_facts(run: Run) -> str:
     """Return whom the numbers belong to, as a list of terms."""
     who, work = run.provenance, wording.part(run, "workload")
-    corpus = work.get("corpus")
-    corpus_name = corpus.get("name") if isinstance(corpus, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
+    corpus_name = wording.table(work.get("corpus")).get("name")
     backend = f"{who.backend} {who.backend_version or ''}".strip()
     labels = ", ".join(f"{key}={value}" for key, value in run.labels.items())
     return facts(
@@ -125,7 +124,8 @@ def definitions(run: Run) -> str:
             found.setdefault(tag, metric)
     rows = "".join(
         f'<dt id="def-{escape(tag)}">{escape(wording.title(tag))} <code>{escape(tag)}</code></dt>'
-        f"<dd>{escape(found[tag].definition)} <span class=unit>({escape(found[tag].unit)}, {_better(found[tag])})</span></dd>"
+        f"<dd>{escape(found[tag].definition)} <span class=unit>({escape(found[tag].unit)}, "
+        f"{_better(found[tag])})</span></dd>"
         for tag in wording.in_order(found)
     )
     return f'<dl class="definitions">{rows}</dl>'
@@ -148,7 +148,8 @@ def sweep_section(run: Run) -> str:
     return (
         '<section id="sweep" aria-labelledby="sweep-title"><h2 id="sweep-title">Sweep</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Load points">'
-        "<table class=\"sortable compact\"><caption>Load points of this run; a name leads to its results.</caption><thead><tr>"
+        '<table class="sortable compact">'
+        "<caption>Load points of this run; a name leads to its results.</caption><thead><tr>"
         "<th scope=col>load</th><th scope=col class=num>delivered <span class=unit>requests/s</span></th>"
         "<th scope=col class=num>in flight <span class=unit>mean</span></th>"
         f"{head}<th scope=col class=num>n</th><th scope=col class=num>failed</th><th scope=col>verdict</th>"
@@ -211,7 +212,9 @@ def tiles(summary: Summary) -> str:
 def conduct(summary: Summary) -> str:
     """Return what was asked and delivered, how requests ended, and how the client fared."""
     asked, counts, reads, client = summary.delivered, summary.counts, summary.reads, summary.client
-    rate = wording.UNKNOWN if asked.asked_rate is None else f"{wording.statistic(asked.asked_rate)} requests/s"
+    rate = (
+        wording.UNKNOWN if asked.asked_rate is None else f"{wording.statistic(asked.asked_rate)} requests/s"
+    )
     load = [
         ("Load asked for", asked.asked),
         ("Rate asked for", rate),
@@ -247,9 +250,15 @@ def conduct(summary: Summary) -> str:
     received = [
         ("Chunks", wording.whole(reads.chunks)),
         ("Reads", wording.whole(reads.reads)),
-        ("Reads of several chunks", f"{wording.whole(reads.multi_event_reads)} ({wording.share(reads.multi_event_reads, reads.reads)})"),
+        (
+            "Reads of several chunks",
+            _part(reads.multi_event_reads, reads.reads),
+        ),
         ("Gaps", wording.whole(reads.gaps)),
-        ("Gaps left out", f"{wording.whole(reads.gaps_excluded)} ({wording.share(reads.gaps_excluded, reads.gaps)})"),
+        (
+            "Gaps left out",
+            _part(reads.gaps_excluded, reads.gaps),
+        ),
     ]
     errors = sorted(counts.errors.items(), key=lambda item: -item[1])
     cards = [
@@ -271,17 +280,21 @@ def metrics_table(load: LoadResult) -> str:
     found = load.summary.metrics
     for tag in wording.in_order(found):
         metric = found[tag]
-        cells = "".join(f"<td class=num>{wording.statistic(getattr(metric, name))}</td>" for name in statistics)
+        cells = "".join(
+            f"<td class=num>{wording.statistic(getattr(metric, name))}</td>" for name in statistics
+        )
         note = f"<small>{escape(metric.note)}</small>" if metric.note else ""
-        name = f'<a href="#def-{escape(tag)}" title="{escape(metric.definition)}">{escape(wording.title(tag))}</a>'
+        title, definition = escape(wording.title(tag)), escape(metric.definition)
+        name = f'<a href="#def-{escape(tag)}" title="{definition}">{title}</a>'
         rows.append(
             f"<tr><th scope=row>{name} <code>{escape(tag)}</code>{note}</th><td>{escape(metric.unit)}</td>"
             f"<td class=num>{wording.whole(metric.n)}</td>{cells}</tr>"
         )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="All metrics, {escape(load.arrival)}">'
-        f"<table class=sortable><caption>All metrics. A rate over the measured window stands under mean.</caption>"
-        f"<thead><tr><th scope=col>metric</th><th scope=col>unit</th><th scope=col class=num>n</th>{head}</tr></thead>"
+        "<table class=sortable><caption>All metrics. A rate over the window stands under mean.</caption>"
+        "<thead><tr><th scope=col>metric</th><th scope=col>unit</th><th scope=col class=num>n</th>"
+        f"{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -294,7 +307,9 @@ def facts(rows: Iterable[Fact]) -> str:
 
 def _callout(head: str, lines: Sequence[str], *, kind: str = "warn") -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<aside class="callout {kind}"><p>{escape(head)}</p>{f"<ul>{items}</ul>" if items else ""}</aside>'
+    return (
+        f'<aside class="callout {kind}"><p>{escape(head)}</p>{f"<ul>{items}</ul>" if items else ""}</aside>'
+    )
 
 
 def _calibration(run: Run) -> str:
@@ -330,9 +345,15 @@ def _text(value: object) -> str:
     return wording.UNKNOWN if value is None else str(value)
 
 
+def _part(count: int, total: int) -> str:
+    return f"{wording.whole(count)} ({wording.share(count, total)})"
+
+
 def _join(*values: object) -> str:
     return ", ".join(str(value) for value in values if value) or wording.UNKNOWN
 
 
 def _better(metric: MetricSummary) -> str:
-    return {"lower": "lower is better", "higher": "higher is better", "none": "neither is better"}[metric.direction]
+    return {"lower": "lower is better", "higher": "higher is better", "none": "neither is better"}[
+        metric.direction
+    ]

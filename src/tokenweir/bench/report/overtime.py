@@ -64,7 +64,9 @@ def ttft_over_time(requests: Requests, span: Span) -> Chart | None:
     sizes = np.diff(np.r_[starts, len(place)])
     middle = span.start + (place[starts] + 0.5) * width
     lines = [
-        Line(name=name, role=role, x=instants(middle), y=numbers(_grouped(value_sorted, starts, sizes, share)))
+        Line(
+            name=name, role=role, x=instants(middle), y=numbers(_grouped(value_sorted, starts, sizes, share))
+        )
         for name, role, share in (("p50", "main", 0.5), ("p90", "second", 0.9), ("p99", "variant", 0.99))
     ]
     step = max(1, -(-len(at) // MAX_DOTS))
@@ -134,7 +136,7 @@ def heat_map(series: Series, span: Span) -> Heat | None:
     return Heat(
         id="heat-itl",
         title="Inter-token latency over time",
-        caption=f"Gaps received in each {width} s, in bins {wide:.1f} % wide; the colour is the count, on a log scale.",
+        caption=f"Gaps in each {width} s, in bins {wide:.1f} % wide; the colour is the count, on a log scale.",
         start=float(origin),
         width=float(width),
         columns=columns,
@@ -154,7 +156,9 @@ def _grouped(ordered: FloatArray, starts: IntArray, sizes: IntArray, share: floa
     return ordered[low] * (1 - weight) + ordered[high] * weight
 
 
-def _per_bin(second: IntArray, count: IntArray, span: Span, width: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _per_bin(
+    second: IntArray, count: IntArray, span: Span, width: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return each bin's middle, its total, and how many of its seconds the load covers."""
     origin = int(span.start)
     bins = max(1, -(-int(np.ceil(span.end) - origin) // width))

@@ -1,7 +1,7 @@
 """``report.html``: one file that needs nothing else, neither a server nor a network.
 
-The page carries what it draws as JSON, down-sampled, however long the run was. Its
-script and style are allowed by their hashes alone, so nothing that a run brings along can be run by a browser.
+The page carries what it draws as JSON, down-sampled, however long the run was. Its script and style are
+allowed by their hashes alone, so nothing that a run brings along can be run by a browser.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Final
 import msgspec
 
 from tokenweir.bench.records.model import LoadResult, Run
+from tokenweir.bench.records.rundir import REPORT_FILE, read_run
 from tokenweir.bench.report import markup, wording
 from tokenweir.bench.report.latencies import itl_cdf, request_cdfs
 from tokenweir.bench.report.overtime import heat_map, span_of, throughput_over_time, ttft_over_time
 from tokenweir.bench.report.payload import Load, Payload
 from tokenweir.bench.report.sweep import pareto, sweep_charts
-from tokenweir.bench.report.tables import Requests, Series, read_requests, read_run, read_series
+from tokenweir.bench.report.tables import Requests, Series, read_requests, read_series
 from tokenweir.bench.report.timeline import MAX_ROWS, timeline
 
-REPORT: Final = "report.html"
 _FEW_LOADS: Final = 8
 _FEWEST_ROWS: Final = 60
 _ASSETS: Final = resources.files("tokenweir.bench.report") / "assets"
@@ -39,8 +39,8 @@ def render(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     text = page(run, _payload(run, run_dir))
-    path = run_dir / REPORT
-    draft = run_dir / f".{REPORT}.part"
+    path = run_dir / REPORT_FILE
+    draft = run_dir / f".{REPORT_FILE}.part"
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     return path

@@ -1,7 +1,7 @@
 """What the page's script draws: the types of the JSON that ``report.html`` carries.
 
-Latencies are milliseconds, instants seconds since the run's start; ``None`` breaks a line. Numbers are rounded to
-four significant digits, which is finer than a pixel.
+Latencies are milliseconds, instants seconds since the run's start; ``None`` breaks a line. Numbers are
+rounded to four significant digits, which is finer than a pixel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True):
-    """A chart of lines over one x axis. ``marks`` are upright lines, ``shade`` is what lies outside the window."""
+    """A chart of lines over one x axis. ``marks`` are upright, ``levels`` flat; ``shade`` is the window."""
 
     id: str
     title: str
@@ -66,7 +66,7 @@ class Heat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests as bars. ``rows`` are request, phase, status, then seconds: scheduled, sent, first token, end."""
+    """Requests as bars. A row is request, phase, status, then seconds: scheduled, sent, first token, end."""
 
     id: str
     title: str

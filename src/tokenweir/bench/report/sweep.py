@@ -93,8 +93,8 @@ def pareto(run: Run) -> Pareto | None:
         id="pareto",
         title="Throughput and interactivity",
         caption=(
-            "Each point is a load. Up serves more users at once, right serves each one faster; the line joins the "
-            "loads that no other beats in both. A hollow point is client-bound."
+            "Each point is a load. Up serves more users at once, right serves each one faster; the line "
+            "joins the loads that no other beats in both. A hollow point is client-bound."
         ),
         x="interactivity, p50",
         x_unit="tokens/s per user",

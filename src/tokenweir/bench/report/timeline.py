@@ -21,7 +21,7 @@ _VISIBLE: Final = 0.08
 
 
 def sample(requests: Requests, most: int = MAX_ROWS) -> IntArray:
-    """Return the places of the requests to draw: all, or evenly spaced ones, the slowest and the first failed."""
+    """Return the places of the requests to draw: all, or evenly spaced, slowest and first failed ones."""
     total = len(requests.number)
     if total <= most:
         return np.arange(total)
@@ -29,8 +29,8 @@ def sample(requests: Requests, most: int = MAX_ROWS) -> IntArray:
     spread = np.linspace(0, total - 1, int(_SPREAD * scale)).astype(np.int64)
     duration = requests.columns["end_ns"] - requests.columns["scheduled_ns"]
     completed = np.where(requests.status == STATUSES.index("completed"), duration, -np.inf)
-    slow = int(_SLOWEST * scale)
-    slowest = np.argpartition(np.nan_to_num(completed, nan=-np.inf), total - slow)[total - slow :] if slow else []
+    place = total - max(1, int(_SLOWEST * scale))
+    slowest = np.argpartition(np.nan_to_num(completed, nan=-np.inf), place)[place:].astype(np.int64)
     failed = np.flatnonzero(requests.status == STATUSES.index("failed"))[: int(_FAILED * scale)]
     return np.unique(np.concatenate([spread, slowest, failed]).astype(np.int64))
 

@@ -23,7 +23,7 @@ _BYTES_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def statistic(value: Number) -> str:
-    """Return a statistic to four significant digits or so; ``∞`` and ``–`` stand for infinite and undefined."""
+    """Return a statistic to about four significant digits; ``∞`` is infinite and ``–`` undefined."""
     if value is None:
         return UNKNOWN
     if value == "inf" or (isinstance(value, float) and math.isinf(value)):
@@ -97,24 +97,24 @@ def in_order(tags: Mapping[str, object]) -> list[str]:
 
 def part(run: Run, name: str) -> Mapping[str, object]:
     """Return ``subject``, ``workload`` or ``measurement`` of the run's spec; empty where it is no table."""
-    value = run.spec.get(name)
+    return table(run.spec.get(name))
+
+
+def table(value: object) -> Mapping[str, object]:
+    """Return a JSON value as a table; empty where it is none."""
     return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
 
 def slo_ms(run: Run) -> dict[str, float]:
-    """Return the run's stated limits in milliseconds by metric tag; what cannot be read as a limit states none."""
+    """Return the run's stated limits in milliseconds by metric tag; what is no limit states none."""
     stated = part(run, "measurement").get("slo")
     if isinstance(stated, str):
         try:
             limits: Mapping[str, object] = parse_slo(stated).limits_ns
         except InputError:
             return {}
-    elif isinstance(stated, dict):
-        table = cast("Mapping[str, object]", stated)
-        inner = table.get("limits_ns", table)
-        limits = cast("Mapping[str, object]", inner) if isinstance(inner, dict) else {}
     else:
-        return {}
+        limits = table(table(stated).get("limits_ns", stated))
     return {tag: value / _NS_PER_MS for tag, value in limits.items() if isinstance(value, int | float)}
 
 

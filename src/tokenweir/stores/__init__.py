@@ -1,0 +1,1 @@
+"""Adapters to databases and files; the scheme of a URL picks the adapter."""

@@ -1,0 +1,101 @@
+"""The records store: metadata that must survive, in SQLite by default, in PostgreSQL where one is shared."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final, cast
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tokenweir.core.errors import ConfigError, MissingExtraError, RecordError
+
+SCHEMES: Final = ("sqlite:///", "postgresql://")
+BUSY_TIMEOUT_MS: Final = 30_000
+_WRITES: Final = "tokenweir_writes"
+
+
+def records_engine(url: str) -> sa.Engine:
+    """Return an engine for a records URL, ``sqlite:///PATH`` or ``postgresql://…``.
+
+    The directory of a SQLite file is created. Connections to it use WAL, check foreign keys and wait up to
+    ``BUSY_TIMEOUT_MS`` for another writer. Transactions begin as :func:`writing` says.
+
+    Raises:
+        ConfigError: the URL is malformed or its scheme unknown.
+        MissingExtraError: the driver of that database is not installed.
+        RecordError: the directory of the file cannot be made.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"the records URL {url!r} is malformed", mend=f"write {' or '.join(SCHEMES)}…"
+        ) from error
+    if parsed.drivername == "sqlite":
+        return _sqlite(parsed)
+    if parsed.drivername in {"postgresql", "postgresql+psycopg"}:
+        return _postgresql(parsed.set(drivername="postgresql+psycopg"))
+    raise ConfigError(
+        f"no records store has the scheme {parsed.drivername!r}", mend=f"use one of {', '.join(SCHEMES)}"
+    )
+
+
+def writing(engine: sa.Engine) -> sa.Engine:
+    """Return the engine for transactions that write: on SQLite they take the write lock when they begin.
+
+    One that has read before it finds the lock taken could not wait for it without losing its snapshot.
+    """
+    return engine.execution_options(**{_WRITES: True})
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    if url.database and url.database != ":memory:":
+        folder = Path(url.database).expanduser().parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(
+                f"the directory {str(folder)!r} of the records store cannot be made: {error.strerror}",
+                mend="set stores.records to a place that can be written",
+            ) from error
+        url = url.set(database=str(Path(url.database).expanduser()))
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: object, _entry: ConnectionPoolEntry) -> None:
+    """Set up one SQLite connection; the driver leaves transactions to :func:`_begin`."""
+    database = cast("sqlite3.Connection", connection)
+    database.isolation_level = None
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("PRAGMA synchronous = NORMAL")
+    (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+    if mode not in {"wal", "memory"}:
+        # Changing the mode needs the file alone and does not wait for it as a transaction does. A refusal
+        # loses nothing: whoever has the file makes the change, or the next connection does.
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname not in {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_RECOVERY"}:
+                raise
+
+
+def _begin(connection: sa.Connection) -> None:
+    writes = bool(connection.get_execution_options().get(_WRITES))
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    try:
+        return sa.create_engine(url)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise MissingExtraError(
+            "a postgresql:// records store needs the driver 'psycopg', which is not installed",
+            mend="pip install 'psycopg[binary]', or use sqlite:///PATH",
+        ) from error

@@ -1,0 +1,1 @@
+"""The Alembic branch ``studio``; docs/runs.md says how to add a revision."""
