@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
@@ -17,24 +18,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenweir.bench.records.columns import CHUNKS, PHASES, REQUESTS, STATUSES
+from tokenweir.bench.records.columns import CHUNKS, REQUESTS
 from tokenweir.bench.records.model import (
     SCHEMA_VERSION,
-    Client,
-    Counts,
-    Delivered,
     Environment,
     LoadResult,
-    MetricSummary,
-    Reads,
     Run,
     Summary,
-    Verdict,
     Window,
 )
 from tokenweir.bench.records.series import Series
+from tokenweir.bench.records.summary import Conduct, LoadPoint, summarise
 from tokenweir.core.provenance import Provenance
 from tokenweir.core.requests import Json
+from tokenweir.core.stats.pool import Pool
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -60,6 +57,8 @@ class RunShape:
     run_id: str | None = None
     answers: int = 0
     corpus: str = "synthetic"
+    slo: dict[str, int] = field(default_factory=dict[str, int])
+    failures_as_infinite: bool = False
     measurement: dict[str, Json] = field(default_factory=dict[str, Json])
     labels: dict[str, str] = field(default_factory=dict[str, str])
     started_at: int = 1_767_225_600 * S
@@ -81,7 +80,10 @@ def make_run(path: Path, *, seed: int = 1, n: int = 512, shape: RunShape | None 
         series.append(_series(table, chunks[-1], load))
         loads.append(
             LoadResult(
-                index=load, arrival=arrival, status=shape.status, summary=_summary(table, arrival, shape)
+                index=load,
+                arrival=arrival,
+                status=shape.status,
+                summary=_summary(table, chunks[-1], arrival, shape),
             )
         )
     run = _run(shape, seed, n, tuple(loads))
@@ -126,7 +128,7 @@ def _requests(rng: np.random.Generator, n: int, load: int, arrival: str, shape: 
     first = sent + ttft
     last = first + tpot * (osl - 1)
     end = sent + np.where(failed, ttft, duration)
-    return _table(
+    return rows(
         {
             "request": number + load * n,
             "load": np.full(n, load),
@@ -150,9 +152,12 @@ def _requests(rng: np.random.Generator, n: int, load: int, arrival: str, shape: 
             "icl_mean_ns": np.where(failed, np.nan, tpot),
             "icl_max_ns": np.where(failed, np.nan, tpot * 1.5),
             "answer_hash": np.where(failed, np.nan, sample * 1_000_003 + shape.answers),
-        },
-        failed,
-        scheduled < shape.warmup * np.max(scheduled),
+            "phase": np.where(scheduled < shape.warmup * np.max(scheduled), "warmup", "measured").tolist(),
+            "status": np.where(failed, "failed", "completed").tolist(),
+            "error": np.where(failed, "overloaded", "").tolist(),
+            "finish_reason": np.where(failed, "", "length").tolist(),
+            "token_source": np.where(failed, "", "server").tolist(),
+        }
     )
 
 
@@ -168,28 +173,28 @@ def _scheduled(rng: np.random.Generator, duration: Floats, arrival: str) -> Floa
     return before.reshape(-1)[:n]
 
 
-def _table(
-    columns: dict[str, Ints | Floats], failed: npt.NDArray[np.bool_], warm: npt.NDArray[np.bool_]
-) -> pa.Table:
-    n = len(failed)
-    words: dict[str, npt.NDArray[np.object_]] = {
-        "phase": np.where(warm, PHASES[0], PHASES[1]).astype(object),
-        "status": np.where(failed, STATUSES[1], STATUSES[0]).astype(object),
-        "error": np.where(failed, "overloaded", None),  # pyright: ignore[reportCallIssue, reportArgumentType]
-        "finish_reason": np.where(failed, None, "length"),  # pyright: ignore[reportCallIssue, reportArgumentType]
-        "token_source": np.where(failed, None, "server"),  # pyright: ignore[reportCallIssue, reportArgumentType]
-    }
+def rows(columns: Mapping[str, Sequence[float] | Sequence[str] | Ints | Floats]) -> pa.Table:
+    """Return request rows; NaN and empty text are null; what is left out is null, or 0 where it must not be.
+
+    Statuses and phases left out are ``completed`` and ``measured``.
+    """
+    n = len(next(iter(columns.values())))
+    words = {"status": ["completed"] * n, "phase": ["measured"] * n}
     arrays: list[pa.Array] = []
-    for column in REQUESTS:
-        if column.name in words:
-            arrays.append(pa.array(words[column.name], pa.string()).dictionary_encode().cast(column.type))
-        elif column.name in columns:
-            values = columns[column.name]
-            missing = np.isnan(values)
-            whole = np.rint(np.where(missing, 0, values)).astype(column.type.to_pandas_dtype())
-            arrays.append(pa.array(whole, column.type, mask=missing))
+    for field_ in REQUESTS:
+        given = columns.get(field_.name, words.get(field_.name))
+        if pa.types.is_dictionary(field_.type):
+            texts = pa.array(
+                [None] * n if given is None else [str(text) or None for text in given], pa.string()
+            )
+            arrays.append(texts.dictionary_encode().cast(field_.type))
+        elif given is None:
+            arrays.append(pa.nulls(n, field_.type) if field_.nullable else pa.array([0] * n, field_.type))
         else:
-            arrays.append(pa.nulls(n, column.type))
+            values = np.array(given, np.float64)
+            missing = np.isnan(values)
+            whole = np.rint(np.where(missing, 0, values)).astype(field_.type.to_pandas_dtype())
+            arrays.append(pa.array(whole, field_.type, mask=missing))
     return pa.Table.from_arrays(arrays, schema=REQUESTS)
 
 
@@ -226,117 +231,51 @@ def _series(table: pa.Table, chunks: pa.Table, load: int) -> pa.Table:
     return series.table(load)
 
 
-def _metric(unit: str, direction: Literal["lower", "higher", "none"], values: Floats) -> MetricSummary:
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return MetricSummary(unit=unit, direction=direction, definition="synthetic", n=0, note="no values")
-    cut = [float(value) for value in np.percentile(values, [0, 50, 90, 95, 99, 99.9, 100])]
-    return MetricSummary(
-        unit=unit,
-        direction=direction,
-        definition="synthetic",
-        n=len(values),
-        mean=float(np.mean(values)),
-        min=cut[0],
-        p50=cut[1],
-        p90=cut[2],
-        p95=cut[3],
-        p99=cut[4],
-        p999=cut[5],
-        max=cut[6],
+def _summary(table: pa.Table, chunks: pa.Table, arrival: str, shape: RunShape) -> Summary:
+    sent, end = _column(table, "sent_ns"), _column(table, "end_ns")
+    good = np.array(table.column("status").to_pylist()) == "completed"
+    measured = np.array(table.column("phase").to_pylist()) == "measured"
+    window = Window(
+        start_ns=round(float(sent[measured].min())),
+        end_ns=round(float(np.nanmax(end))),
+        trimmed=shape.warmup > 0,
     )
-
-
-def _rate(unit: str, direction: Literal["lower", "higher", "none"], n: int, value: float) -> MetricSummary:
-    return MetricSummary(unit=unit, direction=direction, definition="synthetic", n=n, mean=float(value))
-
-
-def _summary(table: pa.Table, arrival: str, shape: RunShape) -> Summary:
-    sent, end, first = (_column(table, name) for name in ("sent_ns", "end_ns", "first_token_ns"))
-    last, tokens, scheduled = (
-        _column(table, name) for name in ("last_token_ns", "output_tokens", "scheduled_ns")
-    )
-    failed, warm = (np.array(table.column(name).to_pylist()) for name in ("status", "phase"))
-    failed, measured = failed == "failed", warm == "measured"
-    start, stop = float(sent[measured].min()), float(np.nanmax(end))
-    seconds = (stop - start) / S
-    good = measured & ~failed
-    tpot = (last - first) / (tokens - 1)
-    lag = (sent - scheduled) / MS
-    spent = float(np.nansum(end - sent)) / (stop - start)
-    metrics = {
-        "ttft": _metric("ms", "lower", ((first - sent) / MS)[good]),
-        "ttft_scheduled": _metric("ms", "lower", ((first - scheduled) / MS)[good]),
-        "itl": _metric("ms", "lower", np.repeat(tpot[good] / MS, (tokens[good] - 1).astype(int))),
-        "itl_request": _metric("ms", "lower", tpot[good] / MS),
-        "icl": _metric("ms", "lower", np.repeat(tpot[good] / MS, (tokens[good] - 1).astype(int))),
-        "tpot": _metric("ms", "lower", tpot[good] / MS),
-        "tpot_from_start": _metric("ms", "lower", ((last - sent) / tokens / MS)[good]),
-        "e2el": _metric("ms", "lower", ((end - sent) / MS)[good]),
-        "e2el_scheduled": _metric("ms", "lower", ((end - scheduled) / MS)[good]),
-        "dispatch_lag": _metric("ms", "lower", lag[measured]),
-        "interactivity": _metric("tokens/s", "higher", S / tpot[good]),
-        "queue_time": _metric("ms", "lower", np.zeros(0)),
-        "isl": _metric("tokens", "none", _column(table, "input_tokens")[good]),
-        "osl": _metric("tokens", "none", tokens[good]),
-        "request_throughput": _rate("requests/s", "higher", int(good.sum()), good.sum() / seconds),
-        "output_throughput": _rate(
-            "tokens/s", "higher", int(good.sum()), float(tokens[good].sum()) / seconds
-        ),
-        "total_throughput": _rate(
-            "tokens/s", "higher", int(good.sum()), float(tokens[good].sum() * 2) / seconds
-        ),
-        "goodput": _rate("requests/s", "higher", int(good.sum()), good.sum() / seconds),
-        "error_rate": _rate(
-            "ratio", "lower", int(measured.sum()), float((failed & measured).sum() / measured.sum())
-        ),
-    }
-    number = int(np.nansum(tokens[good]))
-    kind, _, value = arrival.partition("=")
-    return Summary(
-        window=Window(start_ns=int(start), end_ns=int(stop), trimmed=shape.warmup > 0),
-        counts=Counts(
-            planned=len(sent),
-            sent=len(sent),
-            completed=int((~failed).sum()),
-            failed=int(failed.sum()),
-            cancelled=0,
-            trimmed_warmup=int((~measured).sum()),
-            trimmed_cooldown=0,
-            recompiled=0,
-            measured=int(measured.sum()),
-            errors={"overloaded": int(failed.sum())} if failed.any() else {},
-        ),
-        delivered=Delivered(
-            asked=arrival,
-            asked_rate=None if kind == "concurrency" else float(value.removesuffix("/s")),
-            rate=float(measured.sum() / seconds),
-            in_flight_mean=spent,
-            in_flight_max=int(spent) + 1,
-        ),
-        reads=Reads(
-            reads=number + len(sent),
-            chunks=number,
-            multi_event_reads=0,
-            gaps=number - int(good.sum()),
-            gaps_excluded=0,
-        ),
-        client=Client(
-            workers=2,
+    received = _column(chunks, "received_ns")
+    row = np.repeat(np.arange(len(sent)), _column(table, "chunks").astype(np.int64))
+    gaps = np.diff(received, prepend=0)[(_column(chunks, "index") > 0) & (measured & good)[row]]
+    pools = {"itl": Pool(), "icl": Pool()}
+    for pool in pools.values():
+        pool.add(gaps.astype(np.int64))
+    seconds = (window.end_ns - window.start_ns) / S
+    conducts = [
+        Conduct(
+            worker=worker,
+            cpu_s=seconds * (0.95 if shape.client_bound else 0.2),
+            wall_s=seconds,
+            rss_max_bytes=60_000_000,
             timestamp_source="kernel",
-            dispatch_lag_p50_ms=float(np.median(lag)),
-            dispatch_lag_p99_ms=float(np.percentile(lag, 99)),
-            dispatch_lag_max_ms=float(lag.max()),
-            cpu_s=seconds * 0.3,
-            cpu_busy_max=0.2,
-            rss_max_bytes=90_000_000,
-            clock_steps=0,
+            finishing_cpu_s=seconds * 0.1,
             steal_ratio=0.001,
+        )
+        for worker in range(2)
+    ]
+    kind, _, value = arrival.partition("=")
+    return summarise(
+        table,
+        pools,
+        conducts,
+        LoadPoint(
+            arrival=arrival,
+            asked_rate=None if kind == "concurrency" else float(value.removesuffix("/s")),
+            open_loop=kind != "concurrency",
+            planned=len(sent),
+            window=window,
+            output_tokens_in_window=int(
+                np.count_nonzero((received >= window.start_ns) & (received <= window.end_ns))
+            ),
+            slo=shape.slo,
+            failures_as_infinite=shape.failures_as_infinite,
         ),
-        verdict=Verdict(trust="client-bound", reasons=("dispatch lag p99 is above 1 ms",))
-        if shape.client_bound
-        else Verdict(trust="trusted", reasons=("dispatch lag p99 is 0.05 ms",)),
-        metrics=metrics,
     )
 
 
@@ -363,8 +302,8 @@ def _run(shape: RunShape, seed: int, n: int, loads: tuple[LoadResult, ...]) -> R
         "warmup": "10%",
         "cooldown": "0s",
         "timeout_ns": 60 * S,
-        "slo": {},
-        "failures_as_infinite": False,
+        "slo": cast("dict[str, Json]", shape.slo),
+        "failures_as_infinite": shape.failures_as_infinite,
         "tokens": "server",
         **shape.measurement,
     }

@@ -5,24 +5,42 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.core.metrics.base import FloatArray
+from tokenweir.core.metrics.base import Columns, FloatArray
+
+SEEN = ("sent_ns", "first_byte_ns", "first_token_ns", "last_token_ns", "end_ns")
+"""The columns that tell when something of a request was last seen."""
+
+
+def last_seen(columns: Columns, *, cancelled: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return when each request's flight ended: its last byte, else the last thing seen of it.
+
+    Cancelled requests were in flight to the end. Reads the columns of ``SEEN``; NaN for what was never sent.
+    """
+    latest = columns["sent_ns"]
+    for name in SEEN[1:]:
+        latest = np.fmax(latest, columns[name])
+    return np.where(cancelled & np.isnan(columns["end_ns"]), np.inf, latest)
 
 
 def flight_integral(sent: FloatArray, end: FloatArray, at: FloatArray) -> FloatArray:
     """Return, for each time in ``at``, the integral of the number in flight up to it (requests × ns).
 
-    ``sent`` and ``end`` are nanoseconds; rows whose ``sent`` is NaN count for nothing, and rows whose ``end``
-    is NaN never end.
+    ``sent`` and ``end`` are nanoseconds; rows whose ``sent`` is NaN count for nothing.
     """
-    return _elapsed(sent[~np.isnan(sent)], at) - _elapsed(end[~np.isnan(sent) & ~np.isnan(end)], at)
+    known = ~np.isnan(sent)
+    return elapsed(sent[known], at) - elapsed(end[known], at)
 
 
-def _elapsed(starts: FloatArray, at: FloatArray) -> FloatArray:
-    """Return the sum over all starts of the time since, at each of ``at``."""
-    ordered = np.sort(starts)
-    sums = np.concatenate([np.zeros(1), np.cumsum(ordered)])
+def elapsed(starts: FloatArray, at: FloatArray, weights: FloatArray | None = None) -> FloatArray:
+    """Return, for each time in ``at``, the (weighted) sum over all earlier starts of the time since."""
+    order = np.argsort(starts, kind="stable")
+    ordered = starts[order]
+    weight = np.ones(len(starts)) if weights is None else weights[order]
+    finite = np.isfinite(ordered)
+    mass = np.concatenate([np.zeros(1), np.cumsum(np.where(finite, weight, 0))])
+    moment = np.concatenate([np.zeros(1), np.cumsum(weight * np.where(finite, ordered, 0))])
     begun = np.searchsorted(ordered, at, side="left")
-    return at * begun - sums[begun]
+    return at * mass[begun] - moment[begun]
 
 
 def flight_max(sent: FloatArray, end: FloatArray, start_ns: float, end_ns: float) -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tokenweir.bench.records.columns import SERIES, STATUSES
-from tokenweir.bench.records.flight import flight_integral
+from tokenweir.bench.records.flight import SEEN, flight_integral, last_seen
 from tokenweir.bench.records.frames import codes, numbers
 from tokenweir.core.metrics.base import NS_PER_S, FloatArray
 
@@ -70,12 +70,17 @@ class Series:
         Call it once per load point, with all of its rows: the mean number in flight is not additive.
         """
         self._add_rows(requests)
-        column = numbers(requests, ("sent_ns", "end_ns"))
-        last = np.nanmax(np.concatenate([column["sent_ns"], column["end_ns"], [0.0]]))
+        column = numbers(requests, SEEN)
+        cancelled = codes(requests, "status", STATUSES) == STATUSES.index("cancelled")
+        end = last_seen(column, cancelled=cancelled)
+        last = float(np.max(end[np.isfinite(end)], initial=0.0))
         edges = np.arange(0, last + NS_PER_S, NS_PER_S, dtype=np.float64)
         if len(edges) > 1:
-            area = np.diff(flight_integral(column["sent_ns"], np.fmin(column["end_ns"], last), edges))
-            self.add_totals("in_flight", edges[:-1], np.rint(area / NS_PER_S * 1000).astype(np.int64))
+            # The last second is cut where the last byte came, so that its mean is over time that was.
+            edges[-1] = last
+            area = np.diff(flight_integral(column["sent_ns"], end, edges))
+            width = np.maximum(np.diff(edges), 1)
+            self.add_totals("in_flight", edges[:-1], np.rint(area / width * 1000).astype(np.int64))
 
     def _add_rows(self, requests: pa.Table) -> None:
         column = numbers(requests, ("sent_ns", "first_token_ns", "end_ns"))

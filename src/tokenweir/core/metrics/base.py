@@ -25,6 +25,7 @@ Unit = Literal["ms", "tokens", "tokens/s", "requests/s", "ratio"]
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 NAN: Final = math.nan
+NEVER: Final = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Totals:
     completed: int
     good: int | None
     input_tokens: float
-    output_tokens: float
+    output_tokens: int
     measured: int
     failed: int
 
@@ -50,7 +51,8 @@ class Metric:
 
     ``kind`` is ``request`` (one value per request, by ``formula`` from the columns ``needs``), ``pooled``
     (many values per request, such as gaps) or ``rate`` (one value per measured window, by ``rate``). Values
-    are nanoseconds where ``unit`` is ms, else they are in ``unit``: see :attr:`scale`.
+    are nanoseconds where ``unit`` is ms, else they are in ``unit``: see :attr:`scale`. ``if_failed`` is the
+    value of a failed request when failures count as infinitely slow; ``None``: it has none even then.
     """
 
     tag: str
@@ -61,6 +63,7 @@ class Metric:
     definition: str
     source: str
     needs: tuple[str, ...] = ()
+    if_failed: float | None = None
     formula: Callable[[Columns], FloatArray] | None = None
     rate: Callable[[Totals], float] | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenweir.core.metrics.base import Metric, between
+from tokenweir.core.metrics.base import NEVER, Metric, between
 
 E2EL: Final = Metric(
     tag="e2el",
@@ -15,5 +15,6 @@ E2EL: Final = Metric(
     definition="last byte received − send time",
     source="vLLM benchmarks/serve.py",
     needs=("sent_ns", "end_ns"),
+    if_failed=NEVER,
     formula=between("sent_ns", "end_ns"),
 )

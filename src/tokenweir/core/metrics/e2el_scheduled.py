@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenweir.core.metrics.base import Metric, between
+from tokenweir.core.metrics.base import NEVER, Metric, between
 
 E2EL_SCHEDULED: Final = Metric(
     tag="e2el_scheduled",
@@ -15,5 +15,6 @@ E2EL_SCHEDULED: Final = Metric(
     definition="last byte received − scheduled time",
     source="MLPerf LoadGen: latency counts from the scheduled time, so a late client cannot hide",
     needs=("scheduled_ns", "end_ns"),
+    if_failed=NEVER,
     formula=between("scheduled_ns", "end_ns"),
 )

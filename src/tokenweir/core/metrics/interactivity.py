@@ -24,5 +24,6 @@ INTERACTIVITY: Final = Metric(
     definition="1 / TPOT, per request",
     source="InferenceX",
     needs=("first_token_ns", "last_token_ns", "output_tokens"),
+    if_failed=0.0,
     formula=_tokens_per_second,
 )

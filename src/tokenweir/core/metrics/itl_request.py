@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenweir.core.metrics.base import Columns, FloatArray, Metric, defined
+from tokenweir.core.metrics.base import NEVER, Columns, FloatArray, Metric, defined
 
 
 def _mean_gap(columns: Columns) -> FloatArray:
@@ -27,5 +27,6 @@ ITL_REQUEST: Final = Metric(
     definition="mean of a request's inter-token gaps, per request (what some tools call ITL)",
     source="aiperf inter_token_latency; GuideLLM",
     needs=("chunks", "output_tokens", "icl_mean_ns"),
+    if_failed=NEVER,
     formula=_mean_gap,
 )

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from tokenweir.core.metrics.base import Columns, FloatArray, Metric, defined
+from tokenweir.core.metrics.base import NEVER, Columns, FloatArray, Metric, defined
 
 MIN_TOKENS: Final = 2
 
@@ -28,5 +28,6 @@ TPOT: Final = Metric(
     definition="(last token − first token) / (output tokens − 1), per request of 2 tokens or more",
     source="OpenTelemetry GenAI time_per_output_token; vLLM benchmarks/serve.py",
     needs=("first_token_ns", "last_token_ns", "output_tokens"),
+    if_failed=NEVER,
     formula=time_per_token,
 )

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from tokenweir.core.metrics.base import Columns, FloatArray, Metric, defined
+from tokenweir.core.metrics.base import NEVER, Columns, FloatArray, Metric, defined
 
 
 def _from_start(columns: Columns) -> FloatArray:
@@ -27,5 +27,6 @@ TPOT_FROM_START: Final = Metric(
     ),
     source="GuideLLM",
     needs=("sent_ns", "last_token_ns", "output_tokens"),
+    if_failed=NEVER,
     formula=_from_start,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenweir.core.metrics.base import Metric, between
+from tokenweir.core.metrics.base import NEVER, Metric, between
 
 TTFT_SCHEDULED: Final = Metric(
     tag="ttft_scheduled",
@@ -15,5 +15,6 @@ TTFT_SCHEDULED: Final = Metric(
     definition="first token received − scheduled time",
     source="MLPerf LoadGen: latency counts from the scheduled time, so a late client cannot hide",
     needs=("scheduled_ns", "first_token_ns"),
+    if_failed=NEVER,
     formula=between("scheduled_ns", "first_token_ns"),
 )
