@@ -45,9 +45,9 @@ def test_the_head_prefers_what_followed_in_the_texts(tmp_path: Path) -> None:
     directory = build_tiny_model(tmp_path / "m", TEXTS, shape=SMALL)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tensors = read_safetensors(directory / "model.safetensors")
-    ids = tokenizer.encode("the water").ids
-    present = tensors["model.embed_tokens.weight"][ids[0]]
-    scores = tensors["lm_head.weight"] @ (present / np.sqrt(np.mean(present**2)))
+    ids: list[int] = tokenizer.encode("the water").ids
+    present = tensors["model.embed_tokens.weight"][ids[0] : ids[0] + 1]
+    scores = (tensors["lm_head.weight"] @ present.T)[:, 0]
     best = {tokenizer.decode([int(index)]) for index in np.argsort(scores)[-2:]}
     assert best == {" water", " weir"}
 

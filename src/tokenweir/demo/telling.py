@@ -1,0 +1,67 @@
+"""What the demo says: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+
+class Teller:
+    """Tells a story in numbered steps."""
+
+    def __init__(self, console: Console, *, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._step = 0
+
+    def step(self, title: str, why: str) -> None:
+        """Begin the next step."""
+        self._step += 1
+        self._console.print()
+        self._line(Text(f"{self._step}/{self._steps}  {title}", style="bold cyan"))
+        self._line(Text(f"     {why}", style="dim"))
+
+    def command(self, line: str) -> None:
+        """Show a command that is about to run, as it can be typed."""
+        self._line(Text(f"     $ {line}", style="green"))
+
+    def note(self, text: str, *, style: str = "") -> None:
+        """Say one thing."""
+        self._line(Text(f"     {text}", style=style))
+
+    def warn(self, text: str) -> None:
+        """Say one thing that the user should not overlook."""
+        self._line(Text(f"     ! {text}", style="yellow"))
+
+    def text(self, block: str) -> None:
+        """Show what a command printed, line by line."""
+        for line in block.strip("\n").splitlines():
+            self._line(Text(f"     │ {line}"))
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table; the first column is text, the others numbers."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(Padding(table, (0, 0, 0, 5)), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def busy(self, text: str) -> Generator[None]:
+        """Show on a terminal that something goes on while the block runs; elsewhere say it once."""
+        if self._console.is_terminal:
+            with self._console.status(text):
+                yield
+        else:
+            self.note(text)
+            yield
+
+    def _line(self, text: Text) -> None:
+        # Long lines hold paths and commands: whoever copies them wants them whole.
+        self._console.print(text, soft_wrap=True)
