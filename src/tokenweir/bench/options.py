@@ -115,7 +115,7 @@ class BenchOptions(SettingsModel):
     max_tokens: int | None = Field(default=None, ge=1, description="The most tokens of an answer.")
     ignore_eos: bool | None = Field(
         default=None,
-        description="Whether answers run to their full length; default: with a scenario, where the engine can.",
+        description="Whether answers run to full length; default: with a scenario, where the engine can.",
     )
     temperature: float | None = Field(default=None, ge=0, description="Sampling temperature.")
     top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus of this probability.")
@@ -147,8 +147,8 @@ class BenchOptions(SettingsModel):
     def load(cls, spec_path: Path | None, overrides: Mapping[str, object] | None = None) -> BenchOptions:
         """Return the options of a spec file (TOML or YAML), overruled by ``overrides`` that are not ``None``.
 
-        Raises ConfigError for a file that cannot be read, an unknown key (naming the nearest) and a value of the
-        wrong type; InputError and SpecError for units, notations and contradictions.
+        Raises ConfigError for a file that cannot be read, an unknown key (naming the nearest) and a value of
+        the wrong type; InputError and SpecError for units, notations and contradictions.
         """
         options = fill(cls, spec_path, overrides=overrides)
         options.check()
@@ -199,7 +199,7 @@ class BenchOptions(SettingsModel):
         trimmed_ns = warmup.ns + cooldown.ns
         if self.duration_ns is not None and trimmed_ns >= self.duration_ns:
             raise SpecError(
-                f"--warmup {warmup.text} and --cooldown {cooldown.text} leave nothing of --duration {self.duration}",
+                f"--warmup {warmup.text} and --cooldown {cooldown.text} leave none of --duration {self.duration}",
                 mend="measure for longer",
             )
 
@@ -260,7 +260,7 @@ class BenchOptions(SettingsModel):
 
     @property
     def full_length(self) -> bool:
-        """Whether answers run to their full length: as asked, else with a scenario where the engine offers it."""
+        """Whether answers run to full length: as asked, else with a scenario where the engine can."""
         if self.ignore_eos is not None:
             return self.ignore_eos
         sized = self.lengths is not None and not isinstance(self.lengths, Embedding)
@@ -289,7 +289,7 @@ class BenchOptions(SettingsModel):
 
 
 def resolve(options: BenchOptions, *, corpus: Corpus, identity: Identity | None = None) -> ExperimentSpec:
-    """Return the experiment that ``options`` come to with the corpus as it was built and what the endpoint says.
+    """Return the experiment: the options, the corpus as it was built and what the endpoint says.
 
     Raises SpecError when no model is known, and when a stated commit or revision is not the endpoint's own.
     """

@@ -17,7 +17,7 @@ _LENGTH: Final = 8
 
 
 class Tagger:
-    """Makes tags of one length in tokens from 8 words, or where no words of one token exist, from 8 digits."""
+    """Makes tags of one length in tokens: 8 words of one token each, or where there are none 8 digits."""
 
     def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
         self._seed = seed
@@ -34,7 +34,7 @@ class Tagger:
 
 
 def _one_token_words(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Return 16 words that are one token each, at the start of a text and after a space; none where there are fewer."""
+    """Return 16 words of one token each, first or after a space; none where there are fewer."""
     words = sorted(set(_WORD.findall(shipped_prose())))
     alone = count_tokens(tokenizer, words)
     # A pair is two tokens only when both words stay whole beside each other.

@@ -21,6 +21,8 @@ except ImportError:  # The bench extra is absent: estimates still work.
 BYTES_PER_TOKEN: Final = 4
 """What an estimate takes a token to be: the rule of thumb for English text."""
 
+_BATCH: Final = 256
+
 
 class FileTokenizer:
     """A ``tokenizer.json`` through the ``tokenizers`` library. Counts are exact."""
@@ -145,6 +147,10 @@ def _tokenizer_file(path: Path) -> Path:
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int32]:
     """Return the number of tokens of every text, int32."""
-    if isinstance(tokenizer, FileTokenizer):
-        return np.array(tokenizer.count_batch(texts), dtype=np.int32)
-    return np.array([len(tokenizer.encode(text)) for text in texts], dtype=np.int32)
+    if not isinstance(tokenizer, FileTokenizer):
+        return np.array([len(tokenizer.encode(text)) for text in texts], dtype=np.int32)
+    counts: list[int] = []
+    # In batches, because an encoding takes a hundred times the memory of its text.
+    for first in range(0, len(texts), _BATCH):
+        counts += tokenizer.count_batch(texts[first : first + _BATCH])
+    return np.array(counts, dtype=np.int32)

@@ -59,7 +59,7 @@ class Workload:
 
     @cached_property
     def input_tokens(self) -> npt.NDArray[np.int32]:
-        """Tokens of each sample's text as counted here, int32; a chat template's own tokens are not among them.
+        """Tokens of each sample's text as counted here, int32; those of a chat template are not among them.
 
         Exact or estimated as ``tokenizer.exact`` says.
         """

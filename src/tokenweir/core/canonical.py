@@ -18,6 +18,9 @@ from tokenweir.core.errors import SpecError
 MAX_INTEGER: Final = 2**53 - 1
 """The largest magnitude of an integer that every reader of JSON keeps exactly."""
 
+_PLAIN_DIGITS: Final = 21
+_PLAIN_ZEROS: Final = 6
+
 _ESCAPES: Final = {
     **{chr(code): f"\\u{code:04x}" for code in range(0x20)},
     "\b": "\\b",
@@ -34,8 +37,8 @@ _TO_ESCAPE: Final = re.compile(r'[\x00-\x1f"\\]')
 def canonical_json(value: object) -> bytes:
     """Return the RFC 8785 bytes of ``value``: JSON values, tuples as arrays, msgspec structs as objects.
 
-    Raises SpecError, naming the value, for NaN, infinities, integers beyond ±(2^53 - 1), lone surrogates, keys
-    that are no text and types that JSON does not have.
+    Raises SpecError, naming the value, for NaN, infinities, integers beyond ±(2^53 - 1), lone surrogates,
+    keys that are no text and types that JSON does not have.
     """
     parts: list[str] = []
     _write(value, parts)
@@ -132,11 +135,11 @@ def _float(value: float) -> str:
     power = int(exponent.partition("e")[0])
     point = power + len(whole) - (len(whole + fraction) - len(digits))
     digits = digits.rstrip("0")
-    if len(digits) <= point <= 21:
+    if len(digits) <= point <= _PLAIN_DIGITS:
         return sign + digits.ljust(point, "0")
-    if 0 < point <= 21:
+    if 0 < point <= _PLAIN_DIGITS:
         return f"{sign}{digits[:point]}.{digits[point:]}"
-    if -6 < point <= 0:
+    if -_PLAIN_ZEROS < point <= 0:
         return f"{sign}0.{'0' * -point}{digits}"
     rest = f".{digits[1:]}" if len(digits) > 1 else ""
     return f"{sign}{digits[0]}{rest}e{point - 1:+d}"

@@ -45,7 +45,7 @@ def message_text(message: Message) -> str:
 
 
 def sample_hash(sample: Sample) -> str:
-    """Return the SHA-256, lower-case hex, of the RFC 8785 JSON of ``sample``; fields left at their default are absent."""
+    """Return the SHA-256, lower-case hex, of the RFC 8785 JSON of ``sample`` without defaults."""
     return _digest(sample).hex()
 
 
@@ -62,7 +62,7 @@ def _digest(sample: Sample) -> bytes:
 
 
 def _lean(sample: Sample) -> object:
-    """Return the sample as JSON values without its messages' defaults, so that a new field moves no old hash."""
+    """Return the sample as JSON values without defaults, so that a new field moves no old hash."""
     if not sample.messages:
         return sample
     content: dict[str, object] = msgspec.to_builtins(sample)

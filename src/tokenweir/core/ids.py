@@ -1,4 +1,4 @@
-"""Identifiers: a prefix that says what is named, and a UUIDv7 in 26 Crockford characters, which sorts by time."""
+"""Identifiers: a prefix that says what is named, and a UUIDv7 in Crockford's letters; they sort by time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _VALUES: Final = {
 _LENGTH: Final = 26
 _PREFIX: Final = re.compile(r"[a-z]{2,12}")
 _RANDOM_BITS: Final = 62
+_VERSION: Final = 7
+_VARIANT: Final = 0b10
 
 
 class Id(NamedTuple):
-    """A parsed identifier. ``uuid`` is the 128-bit value, ``at`` its creation in Unix ns, cut to about 244 ns."""
+    """A parsed identifier. ``uuid`` is the 128-bit value, ``at`` its creation in Unix ns, to about 244 ns."""
 
     prefix: str
     uuid: int
@@ -42,17 +44,17 @@ def new_id(prefix: str) -> str:
 def uuid7(at: int, random: int) -> int:
     """Return the UUIDv7 of the Unix ns ``at`` with the low 62 bits of ``random``.
 
-    The 12 bits after the version hold the fraction of the millisecond. Source: RFC 9562, sections 5.7 and 6.2,
-    method 3.
+    The 12 bits after the version hold the fraction of the millisecond. Source: RFC 9562, sections 5.7 and
+    6.2, method 3.
     """
     ms, rest = divmod(at, 1_000_000)
     fraction = (rest << 12) // 1_000_000
-    high = ((ms & (2**48 - 1)) << 16) | 0x7000 | fraction
-    return (high << 64) | (0b10 << _RANDOM_BITS) | (random & (2**_RANDOM_BITS - 1))
+    high = ((ms & (2**48 - 1)) << 16) | (_VERSION << 12) | fraction
+    return (high << 64) | (_VARIANT << _RANDOM_BITS) | (random & (2**_RANDOM_BITS - 1))
 
 
 def format_id(prefix: str, uuid: int) -> str:
-    """Return ``prefix``, an underscore and 26 Crockford characters. Raises InputError for a bad prefix or value."""
+    """Return ``prefix``, an underscore and 26 Crockford characters. Raises InputError."""
     if _PREFIX.fullmatch(prefix) is None:
         raise InputError(f"the prefix {prefix!r} is not 2 to 12 lower-case letters")
     if not 0 <= uuid < 2**128:
@@ -81,7 +83,7 @@ def parse_id(text: str, *, prefix: str | None = None) -> Id:
     uuid = 0
     for letter in letters:
         uuid = (uuid << 5) | _VALUES[letter]
-    if uuid >> 128 or (uuid >> 76) & 15 != 7 or (uuid >> _RANDOM_BITS) & 3 != 0b10:
+    if uuid >> 128 or (uuid >> 76) & 15 != _VERSION or (uuid >> _RANDOM_BITS) & 3 != _VARIANT:
         raise InputError(f"{text!r} holds no UUIDv7")
     fraction = (uuid >> 64) & 0xFFF
     # Rounding up gives back an instant that makes the same fraction again.

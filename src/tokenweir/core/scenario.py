@@ -96,7 +96,7 @@ Scenario: TypeAlias = Fixed | Normal | Uniform | Embedding
 
 
 def parse_scenario(text: str) -> Scenario:
-    """Read a scenario. Raises SpecError for another notation, bounds out of order and lengths below 1 token."""
+    """Read a scenario. Raises SpecError for another notation or impossible lengths."""
     if match := _FIXED.fullmatch(text):
         return Fixed(*(_tokens(text, number) for number in match.groups()))
     if match := _NORMAL.fullmatch(text):

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """Return the random stream of ``seed`` for one purpose, such as ``arrivals``, and its keys, such as a load.
+    """Return the random stream of ``seed`` for a purpose, such as ``arrivals``, and keys, such as a load.
 
     Streams of different purposes or keys are independent; the same arguments give the same stream with any
     build of one NumPy release. ``seed`` and ``keys`` must not be negative.

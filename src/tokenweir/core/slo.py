@@ -28,13 +28,13 @@ _POOLED: Final = {"itl": "itl_request", "icl": "itl_request"}
 
 
 class Slo(msgspec.Struct, frozen=True):
-    """Limits in nanoseconds by metric tag, sorted by tag; a request meets it when every value is at most its limit."""
+    """Limits in nanoseconds by metric tag; a request meets them when every value is at most its limit."""
 
     limits_ns: Mapping[str, int] = {}
 
     @property
     def text(self) -> str:
-        """The notation that :func:`parse_slo` reads back, such as ``tpot=25ms,ttft=200ms``; empty for no limits."""
+        """The notation that :func:`parse_slo` reads back, such as ``tpot=25ms,ttft=200ms``."""
         return ",".join(f"{tag}={format_duration(limit)}" for tag, limit in self.limits_ns.items())
 
 

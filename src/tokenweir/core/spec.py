@@ -1,4 +1,4 @@
-"""An experiment: what is measured (subject), what is asked of it (workload) and how it is judged (measurement).
+"""An experiment: what is measured (subject), what it is asked (workload), how it is judged (measurement).
 
 Two runs may be compared when their workload and measurement hashes are equal; subjects are what is compared.
 """
@@ -18,18 +18,14 @@ from tokenweir.core.requests import Json, Kind, Sampling
 from tokenweir.core.units import format_duration, parse_count, parse_duration
 
 Repeat = Literal["shuffled", "ordered", "shuffled+unique", "ordered+unique"]
-"""Whether each cycle through the corpus has its own order, and whether every prompt gets a unique beginning."""
+"""Whether each cycle through the corpus has its own order, and every prompt a unique beginning."""
 
 _SECRET_NAME: Final = re.compile(
     r"(?:^|[_\-.])(?:(?:api|access|private|secret|admin|auth|account)[_\-]?key|key|sig|signature|secret|password|"
     r"passwd|pwd|credentials?|(?:access|auth|hf|id|refresh|bearer|api|session)[_\-]?token|token|authorization)$",
-    re.IGNORECASE,
-)
-_SECRET_FLAG: Final = re.compile(
+    re.IGNORECASE, ) _SECRET_FLAG: Final = re.compile(
     r"(?:api|access|private|secret|admin)[_\-]?key$|password|passwd|secret$|credentials?$|"
-    r"(?:^|_)(?:hf|auth|access|api|bearer)[_\-]token$|authorization$",
-    re.IGNORECASE,
-)
+    r"(?:^|_)(?:hf|auth|access|api|bearer)[_\-]token$|authorization$", re.IGNORECASE, )
 
 
 class Trim(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +70,7 @@ class CorpusRef(msgspec.Struct, frozen=True):
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked. ``loads`` are arrival processes in their notation; ``requests`` and ``duration_ns`` bound each."""
+    """What is asked. ``loads`` are arrivals in their notation; ``requests`` and ``duration_ns`` bound each."""
 
     kind: Kind
     stream: bool
@@ -90,7 +86,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeasurementSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How it is judged. ``slo`` maps metric tags to limits in ns; ``tokens`` says whose count is preferred."""
+    """How it is judged. ``slo`` maps tags to limits in ns; ``tokens`` says whose count is preferred."""
 
     warmup: str
     cooldown: str
@@ -141,7 +137,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def public_url(url: str) -> str:
-    """Return ``url`` without user name, password, fragment and query values whose names say that they are secret."""
+    """Return ``url`` without user, password, fragment and query values whose names say they are secret."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     query = [
@@ -164,7 +160,7 @@ def _public(value: Json) -> Json:
 
 
 class Difference(NamedTuple):
-    """One place where two specs differ, as a JSON path, and what each has there; ``None`` also where it has nothing."""
+    """One place where two specs differ, and what each has there; ``None`` also where it has nothing."""
 
     path: str
     left: Json
@@ -174,14 +170,14 @@ class Difference(NamedTuple):
 def differences(
     a: ExperimentSpec | Mapping[str, Json], b: ExperimentSpec | Mapping[str, Json]
 ) -> tuple[str, ...]:
-    """Return the JSON paths at which two specs differ, such as ``workload.loads[1]``, sorted; empty when equal."""
+    """Return the sorted JSON paths at which two specs differ, such as ``workload.loads[1]``."""
     return tuple(difference.path for difference in difference_table(a, b))
 
 
 def difference_table(
     a: ExperimentSpec | Mapping[str, Json], b: ExperimentSpec | Mapping[str, Json]
 ) -> tuple[Difference, ...]:
-    """Return every place at which two specs differ, sorted by path. Numbers are equal as JSON has them: 1 is 1.0."""
+    """Return every place at which two specs differ, sorted by path; 1 and 1.0 are equal."""
     return tuple(sorted(_compare("", _json(a), _json(b)), key=lambda difference: difference.path))
 
 

@@ -29,8 +29,8 @@ _COUNT: Final = re.compile(r"(?P<number>\d[\d_]*)(?:\s*(?:req|reqs|request|reque
 def parse_duration(text: str, *, what: str = "duration") -> int:
     """Return the nanoseconds that ``text`` states: ``50us``, ``200ms``, ``1.5s``, ``2m``, ``1h``, ``0s``.
 
-    ``what`` names the value in the error, such as ``--duration``. Raises InputError for a number without a unit,
-    an unknown unit, a fraction of a nanosecond and what is no duration at all.
+    ``what`` names the value in the error, such as ``--duration``. Raises InputError for a number without a
+    unit, an unknown unit, a fraction of a nanosecond and what is no duration at all.
     """
     plain = text.strip()
     match = _DURATION.fullmatch(plain)

@@ -1,4 +1,4 @@
-"""Arrival processes: when requests should be sent. One file per family; ``docs/workloads.md`` shows the syntax."""
+"""Arrival processes: when requests should be sent; ``docs/workloads.md`` shows the syntax."""
 
 from __future__ import annotations
 

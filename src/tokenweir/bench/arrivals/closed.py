@@ -10,7 +10,7 @@ from tokenweir.core.units import format_rate
 
 
 class Concurrency(msgspec.Struct, frozen=True):
-    """``slots`` requests in flight; with ``rate_cap`` (per second) request i starts no earlier than i / cap."""
+    """``slots`` requests in flight; under ``rate_cap`` (per s) request i starts no earlier than i / cap."""
 
     slots: int
     rate_cap: float | None = None

@@ -108,7 +108,7 @@ def _known(name: str) -> str:
 
 
 def _arguments(name: str, text: str, *, given_rate: bool) -> dict[str, str]:
-    """Read ``(a,b)`` or ``(key=a)``; where the main value follows an equals sign, the first field is that value."""
+    """Read ``(a,b)`` or ``(key=a)``; a value behind an equals sign is the first field."""
     keys = _FIELDS[name][1:] if given_rate else _FIELDS[name]
     values = [value.strip() for value in text.split(",")]
     if len(values) > len(keys):

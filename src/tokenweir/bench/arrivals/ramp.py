@@ -10,7 +10,7 @@ from tokenweir.core.units import format_duration, format_rate
 
 
 class Ramp(msgspec.Struct, frozen=True):
-    """From ``lo`` to ``hi`` requests per second, evenly over ``over_ns``, then ``hi`` for as long as the load lasts."""
+    """From ``lo`` to ``hi`` requests per second, evenly over ``over_ns``, then ``hi``."""
 
     lo: float
     hi: float

@@ -30,9 +30,9 @@ def schedule(
 ) -> npt.NDArray[np.int64]:
     """Return when each request should be sent, in nanoseconds since the load's start, sorted.
 
-    ``requests`` and ``duration_ns`` both bound the load; whichever comes first ends it, and a shorter schedule is
-    always the beginning of a longer one. A trace may end before both. For a closed loop the times are the
-    earliest starts under its rate cap, and there are none without a cap.
+    ``requests`` and ``duration_ns`` both bound the load; whichever comes first ends it, and a shorter
+    schedule is always the beginning of a longer one. A trace may end before both. For a closed loop the times
+    are the earliest starts under its rate cap, and there are none without a cap.
 
     Raises SpecError when nothing bounds the load, or when it would hold more than ``MAX_REQUESTS``.
     """

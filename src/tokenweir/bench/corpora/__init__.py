@@ -1,4 +1,4 @@
-"""Corpora: what is asked. Files in several formats, the corpus that ships with Tokenweir, and synthetic ones."""
+"""Corpora: what is asked, from files, from the package or made up."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_text(path: Path, raw: bytes) -> str:
-    """Return ``raw`` as text, without a byte order mark. Raises CorpusError with the line that is no UTF-8."""
+    """Return ``raw`` as text, without a byte order mark. Raises CorpusError naming the line."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,7 +86,8 @@ def read_json_lines(path: Path, raw: bytes, kind: type[LineType]) -> Iterator[tu
 def to_sample(path: Path, number: int, line: CorpusLine) -> Sample:
     """Return the sample of one line. Raises CorpusError where it asks nothing, or asks twice.
 
-    A conversation is asked up to its last user or tool turn; an assistant's turn after it becomes ``expected``.
+    A conversation is asked up to its last user or tool turn; an assistant's turn after it becomes
+    ``expected``.
     """
     sample_id = str(number) if line.id is None else str(line.id)
     if (line.prompt is None) == (not line.messages):
@@ -108,12 +109,12 @@ def to_sample(path: Path, number: int, line: CorpusLine) -> Sample:
         id=sample_id,
         messages=asked,
         max_tokens=line.max_tokens,
-        expected=line.expected if line.expected else answer,
+        expected=line.expected or answer,
     )
 
 
 def until_last_question(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
-    """Return the messages up to the last user or tool turn, and the text of the assistant's turn after it, if any.
+    """Return the messages up to the last user or tool turn, and the assistant's text after it, if any.
 
     A conversation without a user turn gives no messages.
     """

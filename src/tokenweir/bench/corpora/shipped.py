@@ -1,4 +1,4 @@
-"""The corpus that ships with Tokenweir: ``weir-mix``, prompts and conversations, and prose to cut prompts from."""
+"""The corpus that ships with Tokenweir: ``weir-mix``, and its prose to cut prompts from."""
 
 from __future__ import annotations
 

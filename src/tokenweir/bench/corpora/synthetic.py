@@ -1,8 +1,8 @@
 """Prompts of exact token counts, cut from text.
 
 The text is tokenised once and laid out as one long ring. A prompt is a slice of it, turned back into text and
-tokenised again; where its borders merged or split a token, the slice is lengthened or shortened until the count
-is right. Every prompt that leaves here was counted as it is.
+tokenised again; where its borders merged or split a token, the slice is lengthened or shortened until the
+count is right. Every prompt that leaves here was counted as it is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ring(msgspec.Struct, frozen=True):
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """One text to make: where it begins in the ring, how many ids to try first, and its length behind its tag."""
+    """One text to make: where it begins in the ring, how many ids to try, its length behind its tag."""
 
     start: int
     take: int
@@ -60,11 +60,11 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 def synthetic_corpus(
     tokenizer: Tokenizer, lengths: Lengths, *, seed: int, tags: Sequence[str] = ()
 ) -> Corpus:
-    """Return a corpus of the given lengths in tokens, cut from the shipped prose in an order drawn from ``seed``.
+    """Return a corpus of the given lengths in tokens, cut from the shipped prose as ``seed`` shuffles it.
 
-    Every prompt takes the sentences after those of the prompt before it; the prose comes in a new order each time
-    it is used up. ``tags`` will stand before the prompts and are counted with them. Raises SpecError where a length
-    cannot be made.
+    Every prompt takes the sentences after those of the prompt before it; the prose comes in a new order each
+    time it is used up. ``tags`` will stand before the prompts and are counted with them. Raises SpecError
+    where a length cannot be made.
     """
     pieces = _encode(tokenizer, _SENTENCE.split(shipped_prose().strip()))
     rng = generator(seed, "sentences")
@@ -82,8 +82,9 @@ def cut_corpus(
 ) -> Corpus:
     """Return samples of ``corpus`` brought to the given lengths in tokens.
 
-    A sample that is too long is cut; one that is too short goes on with the text of the samples after it. Where
-    there are fewer lengths than samples, those used are drawn from ``seed``; where more, samples are used again.
+    A sample that is too long is cut; one that is too short goes on with the text of the samples after it.
+    Where there are fewer lengths than samples, those used are drawn from ``seed``; where more, samples are
+    used again.
     """
     count, have = lengths.input_tokens.size, len(corpus)
     chosen: list[int] = np.sort(generator(seed, "samples").permutation(have)[:count]).tolist()
@@ -140,7 +141,8 @@ def exact_texts(
 ) -> list[str]:
     """Return one text per start that has exactly its length in tokens, and no white space around it.
 
-    With ``tags`` it has that length behind its tag, which is not part of what is returned. Raises SpecError for a length that the tokenizer cannot make, or that is too short for its tag.
+    With ``tags`` it has that length behind its tag, which is not part of what is returned. Raises SpecError
+    for a length that the tokenizer cannot make, or that is too short for its tag.
     """
     takes = lengths.astype(np.int64)
     if tags:

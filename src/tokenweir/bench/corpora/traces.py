@@ -27,8 +27,8 @@ class TraceLine(CorpusLine, frozen=True, kw_only=True):
 class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
     """A read trace, in order of time, the first request at 0.
 
-    ``samples`` is empty where the trace has lengths only; else ``input_tokens`` is empty. ``output_tokens`` is -1
-    where a line does not say.
+    ``samples`` is empty where the trace has lengths only; else ``input_tokens`` is empty. ``output_tokens``
+    is -1 where a line does not say.
     """
 
     path: str
