@@ -199,7 +199,7 @@ class BenchOptions(SettingsModel):
         trimmed_ns = warmup.ns + cooldown.ns
         if self.duration_ns is not None and trimmed_ns >= self.duration_ns:
             raise SpecError(
-                f"--warmup {warmup.text} and --cooldown {cooldown.text} leave none of --duration {self.duration}",
+                f"--warmup {warmup.text} and --cooldown {cooldown.text} leave none of {self.duration}",
                 mend="measure for longer",
             )
 

@@ -20,6 +20,9 @@ from tokenweir.ports.tokenizer import Tokenizer
 DEFAULT_MAX_TOKENS: Final = 256
 """The bound of an answer where neither the sample nor the scenario nor ``--max-tokens`` states one."""
 
+MAX_COUNTED_CHARACTERS: Final = 16_000_000
+"""A corpus with more text than this is left to the server's counts: counting it here would delay the start."""
+
 
 class Order(NamedTuple):
     """Which sample each request of a load asks, and how often the load asked it before; int32 both."""
@@ -61,9 +64,15 @@ class Workload:
     def input_tokens(self) -> npt.NDArray[np.int32]:
         """Tokens of each sample's text as counted here, int32; those of a chat template are not among them.
 
-        Exact or estimated as ``tokenizer.exact`` says.
+        Exact or estimated as ``tokenizer.exact`` says; -1 throughout for a corpus whose text is too large to count.
         """
-        texts = [self._tag(0, index, 0) + sample.text for index, sample in enumerate(self.corpus.samples)]
+        known = self.corpus.input_tokens
+        if known is not None:
+            return known
+        samples = self.corpus.samples
+        if sum(len(sample.text) for sample in samples) > MAX_COUNTED_CHARACTERS:
+            return np.full(len(samples), -1, dtype=np.int32)
+        texts = [self._tag(0, index, 0) + sample.text for index, sample in enumerate(samples)]
         return count_tokens(self.tokenizer, texts)
 
     def output_tokens(self, sample_index: int) -> int | None:

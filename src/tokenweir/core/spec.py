@@ -21,11 +21,17 @@ Repeat = Literal["shuffled", "ordered", "shuffled+unique", "ordered+unique"]
 """Whether each cycle through the corpus has its own order, and every prompt a unique beginning."""
 
 _SECRET_NAME: Final = re.compile(
-    r"(?:^|[_\-.])(?:(?:api|access|private|secret|admin|auth|account)[_\-]?key|key|sig|signature|secret|password|"
-    r"passwd|pwd|credentials?|(?:access|auth|hf|id|refresh|bearer|api|session)[_\-]?token|token|authorization)$",
-    re.IGNORECASE, ) _SECRET_FLAG: Final = re.compile(
-    r"(?:api|access|private|secret|admin)[_\-]?key$|password|passwd|secret$|credentials?$|"
-    r"(?:^|_)(?:hf|auth|access|api|bearer)[_\-]token$|authorization$", re.IGNORECASE, )
+    r"(^|[_.-])((api|access|private|secret|admin|auth|account)[_-]?)?key$"
+    r"|(^|[_.-])(sig|signature|secret|password|passwd|pwd|credentials?|token|authorization)$",
+    re.IGNORECASE,
+)
+# Engines have flags such as tokenizer_path and stop_token, so a flag needs a plainer name to count as secret.
+_SECRET_FLAG: Final = re.compile(
+    r"(api|access|private|secret|admin)[_-]?key$"
+    r"|password|passwd|secret$|credentials?$|authorization$"
+    r"|(^|_)(hf|auth|access|api|bearer)[_-]token$",
+    re.IGNORECASE,
+)
 
 
 class Trim(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +76,7 @@ class CorpusRef(msgspec.Struct, frozen=True):
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked. ``loads`` are arrivals in their notation; ``requests`` and ``duration_ns`` bound each."""
+    """What is asked. ``loads`` are arrivals as written; ``requests`` and ``duration_ns`` bound each."""
 
     kind: Kind
     stream: bool

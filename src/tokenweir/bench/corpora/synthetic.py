@@ -129,7 +129,7 @@ def _corpus(
         Sample(id=str(index), prompt=text, max_tokens=output if output and output > 0 else None)
         for index, (text, output) in enumerate(zip(texts, outputs, strict=True))
     )
-    return Corpus(name, samples)
+    return Corpus(name, samples, input_tokens=lengths.input_tokens)
 
 
 def exact_texts(
