@@ -21,7 +21,7 @@ LATE_NS: Final = 1_000_000
 """A chunk sent this long after it was due counts as late: the simulator itself is overloaded."""
 
 _BROKEN_EVENT: Final = b'data: {"id":"broken","choices":[{"index":0,\n\n'
-_ERROR: Final = b'{"error":{"message":"simulated failure","type":"server_error","param":null,"code":500}}'
+_ERROR: Final = b'{"error":{"message":"Simulated failure.","type":"server_error","code":500}}'
 _MIDWAY: Final = frozenset({"stall", "disconnect", "reset", "malformed", "error"})
 _FIRST_LINE: Final = b"HTTP/1.1 200 OK\r\n"
 _STREAM_HEAD: Final = http.head(200, http.SSE, extra=(("cache-control", "no-store"),))
@@ -31,8 +31,8 @@ NEVER: Final = 1 << 62
 class Answer:
     """One request from its last byte to its answer's last.
 
-    ``conn`` is ``None`` once the client has left. ``done`` of ``total`` output tokens are sent; the next chunk
-    holds ``count``. ``trip`` is the token before which a fault strikes. ``phase`` is where in the tables of
+    ``conn`` is ``None`` once the client has left. ``done`` of ``total`` output tokens are sent; the next
+    chunk holds ``count``. ``trip`` is the token before which a fault strikes. ``phase`` is where in the tables of
     draws the answer stands, ``multi_ns`` the sum of its gaps before chunks of several tokens.
     """
 
@@ -117,6 +117,9 @@ class Answer:
 
     # What happens to it.
 
+    def begin(self) -> None:
+        """Prepare for the first step, once all is decided."""
+
     def step(self) -> None:
         """Send the next chunk and set the time of the one after it."""
         conn = self.conn
@@ -146,7 +149,6 @@ class Answer:
             data = self._first(now) + data
         self.last_ns = now
         self.done = done = done + count
-        truth.chunks += self.streamed
         if now - self.due_ns > LATE_NS:
             truth.late += 1
         if done >= self.total:
@@ -239,10 +241,10 @@ class Answer:
                 conn.send(self.heading() + http.chunk(_BROKEN_EVENT))
                 return self.conn is None
             case _:
-                self._break_off(fault, now)
+                self._break_off(fault)
                 return True
 
-    def _break_off(self, fault: Fault, now_ns: int) -> None:
+    def _break_off(self, fault: Fault) -> None:
         """End a streamed answer with an error object, a whole one with an error or broken JSON."""
         conn = self.conn
         if conn is None:

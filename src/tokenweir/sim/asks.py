@@ -156,7 +156,7 @@ def read_chat(data: bytes, count: Callable[[str], int]) -> Ask:
 
 
 def read_completion(data: bytes, count: Callable[[str], int]) -> Ask:
-    """Return what a ``/v1/completions`` body asks; several prompts are several choices. Raises HttpError 400."""
+    """Return what a ``/v1/completions`` body asks, several prompts as choices. Raises HttpError 400."""
     body = _read_completion(data)
     prompts = _prompts(body.prompt)
     ask = Ask(
@@ -217,7 +217,7 @@ def read_embedding(data: bytes, count: Callable[[str], int]) -> EmbeddingAsk:
 
 
 def _prompts(prompt: Prompt) -> Sequence[str | list[int]]:
-    """Return the single prompts of the four forms that OpenAI allows. Raises HttpError 400 for none at all."""
+    """Return the single prompts of the four forms that OpenAI allows. Raises HttpError 400 for none."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:

@@ -22,7 +22,8 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class Connection:
     """A non-blocking socket with its parser. ``answer`` is the one under way; requests behind it wait.
 
-    ``pending`` holds bytes that the kernel has no room for; ``starved`` says that the answer waits for that room.
+    ``pending`` holds bytes that the kernel has no room for; ``starved`` says that the answer waits for it.
+    ``transmit`` is the socket's own ``send``, for callers that deal with what it does not take.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Connection:
         "pending",
         "server",
         "starved",
+        "transmit",
     )
 
     def __init__(self, server: Server, sock: socket.socket, max_body: int) -> None:
@@ -47,18 +49,19 @@ class Connection:
         self.pending = b""
         self.starved = False
         self._sock = sock
+        self.transmit = sock.send
         self._parser = http.RequestParser(max_body)
         self._closing = False
         self._serving = False
         self._drained = -1
 
     def send(self, data: bytes) -> None:
-        """Write ``data``, or keep what the kernel does not take for later. The connection may be gone afterwards."""
+        """Write ``data``; what the kernel does not take is kept. The connection may be gone then."""
         if self.pending:
             self.pending += data
             return
         try:
-            sent = self._sock.send(data)
+            sent = self.transmit(data)
         except BlockingIOError:
             sent = 0
         except OSError:

@@ -15,11 +15,14 @@ from tokenweir.core.units import parse_duration
 TABLE_BITS: Final = 14
 """A table holds 2**14 draws; a constant holds one."""
 
-_MEND: Final = "write constant:50ms, uniform:50ms..70ms, normal:MEAN,SD, lognormal:MEDIAN,SIGMA, gamma:MEAN,CV or exponential:MEAN"
+_MEND: Final = (
+    "write constant:50ms, uniform:50ms..70ms, normal:MEAN,SD, lognormal:MEDIAN,SIGMA, gamma:MEAN,CV "
+    "or exponential:MEAN"
+)
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Seeded draws of one distribution. ``values[i & mask]`` is the draw at position ``i``, at least ``floor``."""
+    """Seeded draws of one distribution: ``values[i & mask]`` is the draw at position ``i``."""
 
     values: tuple[int, ...]
     mask: int
@@ -67,7 +70,9 @@ def _table(text: str, what: str, seed: int, *, floor: int, number: Callable[[str
             value = max(floor, round(number(parts[0])))
             return Table((value,), 0, float(value))
         draw = _sampler(name, parts, random.Random(f"{what}:{seed}"), number)
-    except (InputError, ValueError) as error:
+    except InputError as error:
+        raise ConfigError(f"{what} {text!r} is no distribution: {error.message}", mend=_MEND) from None
+    except ValueError as error:
         raise ConfigError(f"{what} {text!r} is no distribution: {error}", mend=_MEND) from None
     return _drawn(draw, floor=floor, whole=round)
 

@@ -32,13 +32,14 @@ _POSITION_BITS: Final = 30
 class Engine:
     """Answers requests as the options say.
 
-    ``factor`` is what the batch's size makes of every ITL; ``several`` the table of tokens per chunk, ``None``
-    where each chunk holds one.
+    ``factor`` is what the batch's size makes of every ITL; ``several`` the table of tokens per chunk,
+    ``None`` where each chunk holds one; ``gap_bins`` the bins of ``truth.gaps``, for the hot path.
     """
 
     def __init__(self, options: Options) -> None:
         self.wheel: TimingWheel[Answer] = TimingWheel()
         self.truth = Truth(monotonic_ns())
+        self.gap_bins = self.truth.gaps.bins
         self.salt = f"{monotonic_ns() & 0xFFFF_FFFF:08x}"
         self.factor = 1.0
         self.active: dict[str, Answer] = {}
@@ -108,8 +109,8 @@ class Engine:
         if ask.input_tokens + (ask.max_tokens or 1) > self.options.context_tokens:
             raise HttpError(
                 400,
-                f"This model's maximum context length is {self.options.context_tokens} tokens, but the request has "
-                f"{ask.input_tokens} input tokens and asks for {ask.max_tokens or 1} more.",
+                f"This model's maximum context length is {self.options.context_tokens} tokens, but the "
+                f"request has {ask.input_tokens} input tokens and asks for {ask.max_tokens or 1} more.",
             )
         limit = min(limit, room)
         if reply is not None:
@@ -132,7 +133,7 @@ class Engine:
     def answer_embedding(
         self, conn: Connection, asked: EmbeddingAsk, fault: Fault | None, now_ns: int
     ) -> None:
-        """Take on a request for vectors. Raises HttpError when it can never run, or when the queue is full."""
+        """Take on a request for vectors. Raises HttpError when it can never run or the queue is full."""
         answer = EmbeddingAnswer(self, conn, asked, self._number)
         answer.phase = self._rng.getrandbits(_POSITION_BITS)
         answer.reserved_tokens = answer.input_tokens
@@ -246,6 +247,7 @@ class Engine:
             delay = self._begin_badly(answer, answer.fault, delay)
         elif self.options.early_headers and answer.streamed:
             answer.open_early(whole=True)
+        answer.begin()
         answer.due_ns = now_ns + delay
         if delay:
             self.wheel.add(answer.due_ns, answer)

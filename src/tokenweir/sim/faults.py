@@ -66,18 +66,18 @@ def parse_fault(text: str) -> Fault:
     for part in parts:
         name, equals, value = part.partition("=")
         try:
-            if not equals:
-                raise ValueError("it has no value")
-            fields |= _option(name.strip(), value.strip())
+            fields |= _option(name.strip(), value.strip() if equals else None)
         except (InputError, ValueError) as error:
             raise ConfigError(
                 f"fault option {part!r} cannot be used: {error}",
-                mend="the options are after=TOKENS, for=DURATION, retry-after=SECONDS, factor=NUMBER, value=TEXT",
+                mend="write after=TOKENS, for=DURATION, retry-after=SECONDS, factor=NUMBER or value=TEXT",
             ) from None
     return msgspec.convert(fields, Fault)
 
 
-def _option(name: str, value: str) -> dict[str, object]:
+def _option(name: str, value: str | None) -> dict[str, object]:
+    if value is None:
+        raise ValueError("it has no value")
     match name:
         case "after":
             return {"after": int(value)}
@@ -94,24 +94,31 @@ def _option(name: str, value: str) -> dict[str, object]:
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule that ``FAULT@0.01`` (a share), ``FAULT@#7`` or ``FAULT@every=100`` states. Raises ConfigError."""
+    """Return the rule that ``FAULT@0.01`` (a share), ``FAULT@#7`` or ``FAULT@every=100`` states.
+
+    ``FAULT`` alone befalls every request. Raises ConfigError.
+    """
     what, at, when = text.rpartition("@")
     try:
         if not at:
-            raise ValueError("it does not say when")
+            return Rule(fault=parse_fault(when), rate=1.0)
         if when.startswith("#"):
             return Rule(fault=parse_fault(what), nth=_positive(when[1:]))
         if when.startswith("every="):
             return Rule(fault=parse_fault(what), every=_positive(when.removeprefix("every=")))
-        rate = float(when)
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"{when} is no share of 1")
-        return Rule(fault=parse_fault(what), rate=rate)
+        return Rule(fault=parse_fault(what), rate=_share(when))
     except ValueError as error:
         raise ConfigError(
             f"fault {text!r} cannot be used: {error}",
             mend="write FAULT@0.01 for a share of requests, FAULT@#7 for the 7th, FAULT@every=100",
         ) from None
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{text} is no share of 1")
+    return share
 
 
 def _positive(text: str) -> int:

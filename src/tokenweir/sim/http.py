@@ -29,7 +29,10 @@ class HttpError(InputError):
 
 
 class Request:
-    """A whole request. ``path`` has no query; header names are lower-case; ``keep_alive`` is what the client wants."""
+    """A whole request. ``path`` has no query; header names are lower-case; ``keep_alive`` its wish.
+
+    ``modern`` is false for HTTP/1.0.
+    """
 
     __slots__ = ("body", "headers", "keep_alive", "method", "modern", "path", "query")
 
@@ -70,7 +73,7 @@ class RequestParser:
         self._chunked = False
         self._body: list[bytes] = []
         self.expects_continue = False
-        """Whether the client waits for ``100 Continue`` before it sends the body; clear it after answering."""
+        """Whether the client waits for ``100 Continue`` before it sends the body; to be cleared after."""
 
     @property
     def held(self) -> int:
@@ -157,7 +160,7 @@ class RequestParser:
         return int(length), False
 
     def _feed_chunks(self, request: Request, buffer: bytes) -> Request | None:
-        """Take whole chunks off ``buffer``; ``_wanted`` counts the body so far, −1 says that trailers follow."""
+        """Take whole chunks off ``buffer``; ``_wanted`` counts the body so far, −1: trailers follow."""
         at = 0
         while True:
             end = buffer.find(b"\r\n", at)

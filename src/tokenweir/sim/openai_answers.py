@@ -7,15 +7,18 @@ import math
 import random
 import struct
 import time
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from tokenweir.sim import http
+from tokenweir.sim.answers import LATE_NS, Answer, json_text
 from tokenweir.sim.asks import Ask, EmbeddingAsk
-from tokenweir.sim.answers import Answer, json_text
 from tokenweir.sim.pieces import Piece, Reply, call_id
-from tokenweir.sim.tokens import words
+from tokenweir.sim.tokens import CYCLE, TEXT, words
+from tokenweir.sim.truth import FINE_BITS, LINEAR_NS, bin_of
+from tokenweir.sim.wheel import SLOT_BITS
 
 if TYPE_CHECKING:
     from tokenweir.sim.connection import Connection
@@ -82,31 +85,76 @@ class _OpenAIStream(Answer):
 
 
 class WordStream(_OpenAIStream):
-    """A stream of plain words: nothing is encoded per chunk, only joined."""
+    """A stream of plain words: nothing is encoded per chunk, only joined.
 
-    __slots__ = ("base", "middle", "prefixes")
+    ``quick_until`` is the token up to which :meth:`step` may take the short way.
+    """
+
+    __slots__ = ("_base", "_frame", "_middle", "_prefixes", "quick_until")
 
     def __init__(self, engine: Engine, conn: Connection, ask: Ask, number: int) -> None:
         super().__init__(engine, conn, ask, number)
         inner = b'"delta":{"content":"' if self.chat else b'"text":"'
-        self.middle = _CHAT_MIDDLE if self.chat else _TEXT_MIDDLE
-        self.prefixes = tuple(b"%b%d,%b" % (self.ahead, i, inner) for i in range(self.n))
-        self.base = len(self.prefixes[0]) + len(self.middle) + SENT_WIDTH + len(b"}\n\n")
+        self._middle = _CHAT_MIDDLE if self.chat else _TEXT_MIDDLE
+        self._prefixes = tuple(b"%b%d,%b" % (self.ahead, i, inner) for i in range(self.n))
+        self._base = len(self._prefixes[0]) + len(self._middle) + SENT_WIDTH + len(b"}\n\n")
+        self._frame = b"%x\r\n%b" % (self._base + _TOKEN_BYTES, self._prefixes[0])
+        self.quick_until = 0
+
+    def begin(self) -> None:
+        """Find out how far the short way leads: before the last token and any fault, one token to a chunk."""
+        if self.n == 1 and self.engine.several is None:
+            self.quick_until = min(self.total - 1, self.trip, 2 * CYCLE - self.start)
 
     def chunk(self, done: int, count: int, now_ns: int) -> bytes:
         """Return ``count`` words for every choice."""
         text = words(self.start + done, count)
         data = b"%x\r\n%b%b%b%18d}\n\n\r\n" % (
-            self.base + _TOKEN_BYTES * count,
-            self.prefixes[0],
+            self._base + _TOKEN_BYTES * count,
+            self._prefixes[0],
             text,
-            self.middle,
+            self._middle,
             now_ns,
         )
         if self.n == 1:
             return data
-        more = (b"%b%b%b%18d}\n\n" % (prefix, text, self.middle, now_ns) for prefix in self.prefixes[1:])
+        more = (b"%b%b%b%18d}\n\n" % (prefix, text, self._middle, now_ns) for prefix in self._prefixes[1:])
         return data + b"".join(map(http.chunk, more))
+
+    def step(self) -> None:
+        """Send the next chunk: what :meth:`Answer.step` does, written out for the chunks in the middle."""
+        done = self.done
+        conn = self.conn
+        if not 0 < done < self.quick_until or conn is None or conn.pending:
+            super().step()
+            return
+        engine = self.engine
+        at = _TOKEN_BYTES * (self.start + done)
+        now = monotonic_ns()
+        data = b"%b%b%b%18d}\n\n\r\n" % (self._frame, TEXT[at : at + _TOKEN_BYTES], self._middle, now)
+        gap = now - self.last_ns
+        engine.gap_bins[gap >> FINE_BITS if gap < LINEAR_NS else bin_of(gap)] += 1
+        self.last_ns = now
+        self.done = done = done + 1
+        due = self.due_ns
+        if now - due > LATE_NS:
+            engine.truth.late += 1
+        try:
+            sent = conn.transmit(data)
+        except OSError:
+            sent = 0
+        if sent != len(data):
+            conn.send(data[sent:])
+        table = self.itl
+        gap = table.values[(self.phase + done) & table.mask]
+        if engine.factor != 1.0:
+            gap = int(gap * engine.factor)
+        self.due_ns = due = due + gap
+        slot = engine.wheel.slots.get((due >> SLOT_BITS) + 1)
+        if slot is None:
+            engine.wheel.add(due, self)
+        else:
+            slot.append(self)
 
 
 class PieceStream(_OpenAIStream):
@@ -246,12 +294,11 @@ def _ahead(answer_id: str, model: str, *, chat: bool, chunk: bool) -> bytes:
     prefix, kind = ("chatcmpl-", "chat.completion") if chat else ("cmpl-", "text_completion")
     if chunk and chat:
         kind += ".chunk"
-    head = '%s{"id":%s,"object":"%s","created":%d,"model":%s,"choices":[%s' % (
-        "data: " if chunk else "",
-        json_text(prefix + answer_id).decode(),
-        kind,
+    return b'%b{"id":%b,"object":"%b","created":%d,"model":%b,"choices":[%b' % (
+        b"data: " if chunk else b"",
+        json_text(prefix + answer_id),
+        kind.encode(),
         time.time(),
-        json_text(model).decode(),
-        '{"index":' if chunk else "",
+        json_text(model),
+        b'{"index":' if chunk else b"",
     )
-    return head.encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -68,11 +68,8 @@ def changed(options: Options, changes: dict[str, Json]) -> Options:
     for name in changes:
         if name in FIXED:
             raise ConfigError(f"{name!r} cannot change while the simulator runs", mend="start another one")
-    merged = {**public(options), **changes}
-    for name in FIXED:
-        merged[name] = getattr(options, name)
     try:
-        return msgspec.convert(merged, Options)
+        return msgspec.convert({**msgspec.to_builtins(options), **changes}, Options)
     except msgspec.ValidationError as error:
         raise ConfigError(
             f"the simulator cannot take these flags: {error}", mend="see GET /sim/info"
@@ -80,7 +77,6 @@ def changed(options: Options, changes: dict[str, Json]) -> Options:
 
 
 def public(options: Options) -> dict[str, Json]:
-    """Return the options as JSON, without the key."""
-    flags: dict[str, Json] = msgspec.to_builtins(options)
-    flags["api_key"] = options.api_key is not None
-    return flags
+    """Return the options that describe the engine, as JSON: not where it listens, and not the key."""
+    flags = cast("dict[str, Json]", msgspec.to_builtins(options))
+    return {name: value for name, value in flags.items() if name not in FIXED}

@@ -1,4 +1,4 @@
-"""Answers that are not plain words: scripted text, reasoning, tool calls and schema-shaped JSON, in pieces."""
+"""Answers that are no plain words: scripted text, reasoning, tool calls and schema-shaped JSON, in pieces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """One token of an answer. ``delta`` is the OpenAI delta's members as JSON, without braces; ``text`` is plain text."""
+    """One token of an answer: plain ``text``, and ``delta``, OpenAI's members as JSON without braces."""
 
     kind: Literal["text", "reasoning", "tool"]
     text: str
@@ -93,7 +93,7 @@ def wanted_reply(
     tool_choice: str | dict[str, Json] | None,
     response_format: dict[str, Json] | None,
 ) -> Reply | None:
-    """Return the reply that a forced tool call or a JSON schema asks for; ``None`` where plain words will do."""
+    """Return the reply that a forced tool call or a JSON schema asks for; else ``None``."""
     functions = [one for tool in tools or () if isinstance(one := tool.get("function"), dict)]
     chosen = functions[0] if functions and tool_choice == "required" else None
     if isinstance(tool_choice, dict):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from time import monotonic_ns, process_time, time
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,6 +19,8 @@ from tokenweir.sim.asks import read_chat, read_completion, read_embedding, read_
 from tokenweir.sim.faults import Fault, parse_fault
 from tokenweir.sim.metrics import exposition
 from tokenweir.sim.options import public
+from tokenweir.sim.tokens import TEXT
+from tokenweir.telemetry import build
 
 if TYPE_CHECKING:
     from tokenweir.sim.asks import Ask
@@ -36,6 +40,7 @@ _TYPES: Final = {
     429: "rate_limit_error",
 }
 _STARTED_AT: Final = int(time())
+_COMMIT: Final = build.commit()
 _PAGE: Final = b"<!doctype html><title>Gateway</title><p>This is no event stream.</p>\n"
 _FAULT_MESSAGES: Final = {
     429: "Rate limit reached (simulated).",
@@ -164,7 +169,7 @@ def _model_info(server: Server, conn: Connection, request: Request) -> None:
             "preferred_sampling_params": None,
             "weight_version": "default",
             "model_type": "sim",
-            "revision": options.revision,
+            "revision": options.revision or _words_revision(options.script),
         },
     )
 
@@ -191,11 +196,20 @@ def _identity(server: Server) -> dict[str, object]:
     options = server.options
     return {
         "version": tokenweir.__version__,
-        "commit": options.commit,
+        "commit": options.commit or _COMMIT,
         "model": options.model,
-        "revision": options.revision,
+        "revision": options.revision or _words_revision(options.script),
+        "max_model_tokens": options.context_tokens,
         "flags": public(options),
     }
+
+
+def _words_revision(script: str | None) -> str:
+    """Return what stands for a hash of the weights: one of all the words and of the script."""
+    digest = sha256(TEXT)
+    if script is not None:
+        digest.update(Path(script).read_bytes())
+    return f"words-{digest.hexdigest()[:16]}"
 
 
 def _info(server: Server, conn: Connection, request: Request) -> None:

@@ -38,7 +38,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One rule: the prompts it is for and what they get. ``None`` leaves TTFT, ITL and faults to the options."""
+    """One rule: the prompts it is for and what they get. ``None`` leaves it to the options."""
 
     exact: str | None
     contains: str | None

@@ -33,7 +33,12 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Listens, and answers until told to stop. Raises ConfigError for an address that cannot be listened on."""
+    """Listens, and answers until told to stop.
+
+    Raises:
+        ConfigError: the options cannot be used, or the address cannot be listened on.
+        DescriptorError: too few files may be opened.
+    """
 
     def __init__(self, options: Options) -> None:
         self.engine = Engine(options)
@@ -53,7 +58,7 @@ class Server:
         return self.engine.options
 
     def change(self, changes: dict[str, Json]) -> Options:
-        """Lay ``changes`` over the options. Raises ConfigError and changes nothing when one cannot be used."""
+        """Lay ``changes`` over the options. Raises ConfigError, and changes nothing, when one is unusable."""
         self.engine.configure(changed(self.engine.options, changes))
         return self.engine.options
 
@@ -64,8 +69,8 @@ class Server:
     def run(self) -> int:
         """Serve until stopped; return the exit status: 0 after SIGTERM, 130 after Ctrl-C."""
         wake, waker = socket.socketpair()
-        wake.setblocking(False)
-        waker.setblocking(False)
+        wake.settimeout(0.0)
+        waker.settimeout(0.0)
         before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, _INTERRUPTED)):
             signal.signal(number, self._stopper(status))
@@ -132,7 +137,7 @@ class Server:
                 if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     self._pause(error)
                 return
-            sock.setblocking(False)
+            sock.settimeout(0.0)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             conn = Connection(self, sock, self.engine.options.max_body_bytes)
             self._connections[conn.fd] = conn
@@ -202,5 +207,5 @@ def _listen(options: Options) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {options.host}:{options.port}: {error}", mend="choose another --port or --host"
         ) from None
-    sock.setblocking(False)
+    sock.settimeout(0.0)
     return sock

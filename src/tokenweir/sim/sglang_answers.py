@@ -19,7 +19,7 @@ _DONE: Final = http.chunk(b"data: [DONE]\n\n")
 
 
 class _Generate(Answer):
-    """What the streamed and the whole form share. Scripted pieces give the text; tool calls have none here."""
+    """What the streamed and the whole form share. Scripted pieces give the text; tool calls have none."""
 
     __slots__ = ("_pieces",)
 

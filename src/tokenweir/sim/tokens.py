@@ -1,19 +1,21 @@
-"""The simulator's own tokens: four-letter words, each one token, so that its counts are right by construction."""
+"""The simulator's own tokens: four-letter words, each one token, so that its counts are right as made."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol, cast
 
 from tokenweir.core.errors import ConfigError, MissingExtraError
 
-_WORDS: Final = (
+_WORDS: Final = re.findall(
+    r"\w+",
     "lake rain moss fern reed sand silt clay rock flow weir pool ford dale glen peat mist dawn dusk wind "
     "leaf root bark seed corn barn mill gate lock quay boat sail mast rope knot tide wave foam gull coot "
-    "newt toad frog hare deer lynx wolf bear crow wren lark swan duck hawk moth bees ants hive nest path road"
-).split()
+    "newt toad frog hare deer lynx wolf bear crow wren lark swan duck hawk moth bees ants hive nest path",
+)
 _WIDTH: Final = 5
 _ID_WIDTH: Final = 4
 _FIRST_ID: Final = 101
@@ -43,7 +45,7 @@ IDS: Final = _IDS + _IDS
 
 
 def words(start: int, count: int) -> bytes:
-    """Return ``count`` tokens of text from ``start`` on, each a space and four letters; no JSON escapes needed."""
+    """Return ``count`` tokens of text from ``start`` on, each a space and four letters: JSON as it stands."""
     if start + count <= 2 * CYCLE:
         return TEXT[_WIDTH * start : _WIDTH * (start + count)]
     return (_TEXT * (count // CYCLE + 2))[_WIDTH * start : _WIDTH * (start + count)]
@@ -57,7 +59,7 @@ def word_ids(start: int, count: int) -> bytes:
 
 
 def estimate(text: str) -> int:
-    """Return the tokens of ``text``: one per word; one per four bytes where words are longer than 12 characters."""
+    """Return the tokens of ``text``: one per word, or per four bytes where words average over 12 letters."""
     count = len(text.split())
     if len(text) > _LONG_WORD * count:
         return -(-len(text.encode()) // _BYTES_PER_TOKEN)
@@ -74,7 +76,7 @@ class _Tokenizer(Protocol):
 
 
 def counter(path: str | None) -> Callable[[str], int]:
-    """Return what counts input tokens: the tokenizer in ``path`` (a ``tokenizer.json``), else :func:`estimate`.
+    """Return what counts input tokens: the tokenizer in ``path`` (``tokenizer.json``), else :func:`estimate`.
 
     Raises:
         ConfigError: the file cannot be read.

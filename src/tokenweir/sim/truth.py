@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, TypedDict
 
 FINE_BITS: Final = 10
 """Bins of the linear part are 2**10 ns wide."""
-LINEAR_BITS: Final = 26
-"""Below 2**26 ns (67 ms) bins are linear; above, each power of two has 2**15 of them: 0.003 % wide."""
-_PER_OCTAVE: Final = 1 << (LINEAR_BITS - FINE_BITS - 1)
+LINEAR_BITS: Final = 28
+"""Below 2**28 ns (268 ms) bins are linear; above, each power of two has 2**14 of them: 0.006 % wide."""
+_OCTAVE_BITS: Final = 14
+_PER_OCTAVE: Final = 1 << _OCTAVE_BITS
 _LINEAR_BINS: Final = 1 << (LINEAR_BITS - FINE_BITS)
-_OCTAVES: Final = 16
+_OCTAVES: Final = 14
 _BINS: Final = _LINEAR_BINS + _OCTAVES * _PER_OCTAVE
 _BLOCK: Final = 1024
 _EMPTY: Final = bytes(4 * _BLOCK)
@@ -29,7 +30,7 @@ def bin_of(ns: int) -> int:
     octave = bits - LINEAR_BITS - 1
     if octave >= _OCTAVES:
         return _BINS - 1
-    return _LINEAR_BINS + octave * _PER_OCTAVE + (ns >> (bits - LINEAR_BITS + FINE_BITS)) - _PER_OCTAVE
+    return _LINEAR_BINS + octave * _PER_OCTAVE + (ns >> (bits - 1 - _OCTAVE_BITS)) - _PER_OCTAVE
 
 
 def middle_of(index: int) -> float:
@@ -37,12 +38,26 @@ def middle_of(index: int) -> float:
     if index < _LINEAR_BINS:
         return ((index << FINE_BITS) + ((index + 1) << FINE_BITS)) / 2
     octave, place = divmod(index - _LINEAR_BINS, _PER_OCTAVE)
-    shift = octave + 1 + FINE_BITS
+    shift = octave + LINEAR_BITS - _OCTAVE_BITS
     return (((place + _PER_OCTAVE) << shift) + ((place + 1 + _PER_OCTAVE) << shift)) / 2
 
 
+class Summary(TypedDict):
+    """What is told of a distribution: milliseconds, ``None`` where nothing was counted."""
+
+    n: int
+    mean: float | None
+    min: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    p999: float | None
+    max: float | None
+
+
 class Histogram:
-    """Counts of durations, at most 1 µs or 0.003 % wide, in memory that does not grow.
+    """Counts of durations, at most 1 µs or 0.006 % wide, in memory that does not grow.
 
     ``bins`` is written by the hot path itself: ``bins[ns >> FINE_BITS] += 1`` below :data:`LINEAR_NS`.
     ``total_ns`` is kept by whoever counts.
@@ -60,8 +75,8 @@ class Histogram:
         self.total_ns += ns
 
     def clear(self) -> None:
-        """Forget everything."""
-        self.bins = array("I", bytes(4 * _BINS))
+        """Forget everything, in place."""
+        self.bins[:] = array("I", bytes(4 * _BINS))
         self.total_ns = 0
 
     def filled(self) -> Iterator[tuple[float, int]]:
@@ -70,29 +85,30 @@ class Histogram:
         # Empty blocks compare equal in one step, so a scrape does not hold up the loop.
         view = memoryview(bins).cast("B")
         for start in range(0, _BINS, _BLOCK):
-            if view[4 * start : 4 * (start + _BLOCK)] == _EMPTY:
+            if view[4 * start : 4 * (start + _BLOCK)].tobytes() == _EMPTY:
                 continue
             for index in range(start, start + _BLOCK):
                 if bins[index]:
                     yield middle_of(index), bins[index]
 
-    def summary(self, *others: Histogram) -> dict[str, int | float | None]:
+    def summary(self, *others: Histogram) -> Summary:
         """Return n, mean, min, percentiles and max in milliseconds; ``None`` where nothing was counted.
 
         ``others`` are counted as well.
         """
         filled = sorted(one for histogram in (self, *others) for one in histogram.filled())
         n = sum(count for _, count in filled)
-        names = ("mean", "min", "p50", "p90", "p95", "p99", "p999", "max")
         if n == 0:
-            return {"n": 0, **dict.fromkeys(names)}
-        shares = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
+            return Summary(
+                n=0, mean=None, min=None, p50=None, p90=None, p95=None, p99=None, p999=None, max=None
+            )
         total_ns = sum(histogram.total_ns for histogram in (self, *others))
-        values = (total_ns / n, *_quantiles(filled, n, shares))
-        return {
-            "n": n,
-            **{name: round(value / _NS_PER_MS, 6) for name, value in zip(names, values, strict=True)},
-        }
+        shares = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
+        low, p50, p90, p95, p99, p999, high = (
+            round(value / _NS_PER_MS, 6) for value in _quantiles(filled, n, shares)
+        )
+        mean = round(total_ns / n / _NS_PER_MS, 6)
+        return Summary(n=n, mean=mean, min=low, p50=p50, p90=p90, p95=p95, p99=p99, p999=p999, max=high)
 
     def cumulative(self, bounds_s: Sequence[float]) -> list[int]:
         """Return how many are at most each of the ascending ``bounds_s``, and last how many there are."""
@@ -133,7 +149,6 @@ class Truth:
     __slots__ = (
         "aborted",
         "blocked",
-        "chunks",
         "completed",
         "faults",
         "gaps",
@@ -166,12 +181,13 @@ class Truth:
         for histogram in (self.ttft, self.gaps, self.multi_gaps, self.queue):
             histogram.clear()
         self.received = self.completed = self.aborted = self.refused = self.faults = 0
-        self.chunks = self.input_tokens = self.output_tokens = 0
+        self.input_tokens = self.output_tokens = 0
         self.late = self.blocked = self.max_running = self.max_waiting = 0
         self.since_ns = now_ns
 
     def summary(self) -> dict[str, object]:
         """Return what ``GET /sim/truth`` answers, gauges left out."""
+        ttft, chunk_gaps = self.ttft.summary(), self.gaps.summary(self.multi_gaps)
         return {
             "clock": "monotonic",
             "since_ns": self.since_ns,
@@ -180,12 +196,12 @@ class Truth:
             "aborted": self.aborted,
             "refused": self.refused,
             "faults": self.faults,
-            "chunks": self.chunks,
+            "chunks": ttft["n"] + chunk_gaps["n"],
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
-            "ttft_ms": self.ttft.summary(),
+            "ttft_ms": ttft,
             "itl_ms": self.gaps.summary(),
-            "icl_ms": self.gaps.summary(self.multi_gaps),
+            "icl_ms": chunk_gaps,
             "queue_ms": self.queue.summary(),
             "late_chunks": self.late,
             "blocked_chunks": self.blocked,

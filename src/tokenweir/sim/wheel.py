@@ -19,19 +19,20 @@ class TimingWheel(Generic[ItemT]):
     to one slot, never early. A timer cannot be removed; its item has to know that it is no longer wanted.
     """
 
-    __slots__ = ("_bits", "_slots", "_ticks")
+    __slots__ = ("_bits", "_ticks", "slots")
 
     def __init__(self, bits: int = SLOT_BITS) -> None:
         self._bits = bits
-        self._slots: dict[int, list[ItemT]] = {}
+        self.slots: dict[int, list[ItemT]] = {}
+        """By tick: the items due before it, for callers in a hurry; only :meth:`add` makes new slots."""
         self._ticks: list[int] = []
 
     def add(self, due_ns: int, item: ItemT) -> None:
         """Give ``item`` once the clock has reached ``due_ns``."""
         tick = (due_ns >> self._bits) + 1
-        slot = self._slots.get(tick)
+        slot = self.slots.get(tick)
         if slot is None:
-            self._slots[tick] = [item]
+            self.slots[tick] = [item]
             heappush(self._ticks, tick)
         else:
             slot.append(item)
@@ -45,11 +46,11 @@ class TimingWheel(Generic[ItemT]):
         ticks = self._ticks
         if not ticks or ticks[0] << self._bits > now_ns:
             return None
-        slot = self._slots[ticks[0]]
+        slot = self.slots[ticks[0]]
         if len(slot) > limit:
-            self._slots[ticks[0]] = slot[limit:]
+            self.slots[ticks[0]] = slot[limit:]
             return slot[:limit]
-        return self._slots.pop(heappop(ticks))
+        return self.slots.pop(heappop(ticks))
 
     def __len__(self) -> int:
-        return sum(map(len, self._slots.values()))
+        return sum(map(len, self.slots.values()))
