@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Generator, Sequence
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 
@@ -45,12 +43,11 @@ class Teller:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table; the first column is text, the others numbers."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        self._console.print(Padding(table, (0, 0, 0, 5)), soft_wrap=True)
+        widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+        for number, row in enumerate((header, *rows)):
+            first, *others = zip(row, widths, strict=True)
+            cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+            self.note("  ".join(cells).rstrip(), style="" if number else "bold")
 
     @contextlib.contextmanager
     def busy(self, text: str) -> Generator[None]:
