@@ -136,7 +136,7 @@ def heat_map(series: Series, span: Span) -> Heat | None:
     return Heat(
         id="heat-itl",
         title="Inter-token latency over time",
-        caption=f"Gaps in each {width} s, in bins {wide:.1f} % wide; the colour is the count, on a log scale.",
+        caption=f"Gaps in each {width} s, in bins {wide:.1f} % wide; the colour is the count, log scale.",
         start=float(origin),
         width=float(width),
         columns=columns,
