@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tokenweir.bench.engine.live import LiveFigures, read_live
 from tokenweir.bench.engine.plan import FinishPlan, WorkerPlan, write_plan
 from tokenweir.bench.finishing.glimpse import Ints, read_glimpse
@@ -52,7 +54,7 @@ class Crew:
         for plan in self._plans:
             path = Path(plan.folder) / "plan.json"
             write_plan(path, plan)
-            self._spawn(path, Path(plan.folder) / "finish-plan.json")
+            self._spawn(path, Path(plan.folder) / "finish-plan.json", plan.payloads_fd)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -87,12 +89,15 @@ class Crew:
                     self._heed(key.data)
                     waiting -= 1
 
-    def start(self, finish_plan: Callable[[FinishPlan, int], FinishPlan], start_ns: int | None = None) -> None:
-        """Give the start to all. ``finish_plan`` completes each finishing plan with the run's start."""
-        self.start_ns = time.monotonic_ns() + _LEAD_NS if start_ns is None else start_ns
+    def start(self, run_start_ns: int | None = None) -> int:
+        """Give the start to all and return it. Rows count from ``run_start_ns``, else from this start."""
+        self.start_ns = time.monotonic_ns() + _LEAD_NS
+        origin = self.start_ns if run_start_ns is None else run_start_ns
         for plan in self._finish_plans:
-            write_plan(Path(plan.folder) / "finish-plan.json", finish_plan(plan, self.start_ns))
+            finish = msgspec.structs.replace(plan, start_ns=origin)
+            write_plan(Path(plan.folder) / "finish-plan.json", finish)
         self._say(f"start {self.start_ns}\n")
+        return self.start_ns
 
     def stop(self) -> None:
         """Send nothing more; what is open is still awaited."""
@@ -119,7 +124,9 @@ class Crew:
 
     def progress(self, *, finishing: bool) -> Progress:
         """Return how the load point stands."""
-        figures = [read_live(Path(plan.folder) / "live.bin") or LiveFigures(0, 0, 0, 0, 0, 0) for plan in self._plans]
+        figures = [
+            read_live(Path(plan.folder) / "live.bin") or LiveFigures(0, 0, 0, 0, 0, 0) for plan in self._plans
+        ]
         glimpse = sum(
             (read_glimpse(Path(plan.folder) / "glimpse.bin") for plan in self._plans[1:]),
             read_glimpse(Path(self._plans[0].folder) / "glimpse.bin"),
@@ -134,7 +141,7 @@ class Crew:
             finishing=finishing,
         )
 
-    def _spawn(self, plan: Path, finish_plan: Path) -> None:
+    def _spawn(self, plan: Path, finish_plan: Path, payloads_fd: int) -> None:
         readable, writable = os.pipe()
         try:
             capture = [sys.executable, "-m", "tokenweir.bench.engine.worker", str(plan), str(writable)]
@@ -145,7 +152,7 @@ class Crew:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    pass_fds=(writable,),
+                    pass_fds=(writable, payloads_fd),
                     process_group=0,
                 )
             )

@@ -52,7 +52,7 @@ class Capture:
         self._writer = writer
         self._payload_of = payload_of
         self._cycle = len(payload_of)
-        self._payloads = Payloads(Path(plan.payloads))
+        self._payloads = Payloads(plan.payloads_fd, Path(plan.payload_ends))
         self._live = live
         self._connections = Connections(plan, poller)
         self._segment = Segment()
@@ -98,11 +98,13 @@ class Capture:
         return 0
 
     def run(self, start_ns: int, schedule: Sequence[int] | None) -> None:
-        """Send and read until nothing is left to do. ``schedule`` holds CLOCK_MONOTONIC nanoseconds."""
+        """Send and read until nothing is left to do. ``schedule`` holds nanoseconds after the start."""
         plan = self._plan
         stop_ns = NEVER if plan.duration_ns is None else start_ns + plan.duration_ns
-        total = self._cycle if plan.duration_ns is None or schedule is not None else NEVER
-        self._pacing = Pacing(start_ns=start_ns, total=total, schedule=schedule, slots=plan.slots, stop_ns=stop_ns)
+        total = NEVER if plan.repeat else self._cycle
+        self._pacing = Pacing(
+            start_ns=start_ns, total=total, schedule=schedule, slots=plan.slots, stop_ns=stop_ns
+        )
         self._stop_ns = stop_ns
         self._measure_offset()
         self._loop()
@@ -167,9 +169,7 @@ class Capture:
         segment.used = used
 
     def _done(self) -> bool:
-        return self._cancelled or (
-            self._pacing.exhausted and not self._live.in_flight and not self._waiting
-        )
+        return self._cancelled or (self._pacing.exhausted and not self._live.in_flight and not self._waiting)
 
     def _dispatch(self, now: int) -> None:
         for _ in range(_BURST):

@@ -9,17 +9,18 @@ from tokenweir.bench.engine.poller import NEVER
 
 
 class Pacing:
-    """Gives out requests in order. Times are CLOCK_MONOTONIC nanoseconds.
+    """Gives out requests in order. Times are CLOCK_MONOTONIC nanoseconds, but ``schedule`` counts from the start.
 
     With ``slots`` 0 the loop is open: request *k* is due at ``schedule[k]`` whatever has been answered. Otherwise a
     request also needs a free slot, and is scheduled for when its slot became free.
     """
 
-    __slots__ = ("_free", "_open", "_schedule", "_stop_ns", "_total", "due_ns", "next")
+    __slots__ = ("_free", "_open", "_schedule", "_start_ns", "_stop_ns", "_total", "due_ns", "next")
 
     def __init__(
         self, *, start_ns: int, total: int, schedule: Sequence[int] | None, slots: int, stop_ns: int = NEVER
     ) -> None:
+        self._start_ns = start_ns
         self._schedule = schedule
         self._open = slots == 0
         self._free = deque([start_ns] * slots)
@@ -64,7 +65,9 @@ class Pacing:
         if self.next >= self._total:
             self.due_ns = NEVER
             return
-        earliest = self._schedule[self.next] if self._schedule is not None else 0
+        earliest = self._start_ns
+        if self._schedule is not None:
+            earliest += self._schedule[self.next]
         if self._open:
             self.due_ns = earliest
         elif self._free:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import mmap
+from array import array
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-
-from tokenweir.core.errors import RecordError
 
 
 class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's share of one load point.
 
-    ``folder`` receives segments and rows. ``payloads`` is the prefix of the rendered requests' files
-    (:func:`write_payloads`); ``requests`` is an ``.npy`` of rows (request number, payload, sample, repeat,
-    input tokens or −1, output tokens planned or −1), in sending order; ``schedule`` is an ``.npy`` of nanoseconds after the start,
-    or ``None`` for a closed loop. ``slots`` is this worker's share of the concurrency,
-    0 for an open loop, which keeps ``spare_connections`` ready beyond those in use.
-    A closed loop with a duration repeats the list until it ends; the numbers go on.
+    ``folder`` receives segments and rows. ``payloads_fd`` is an inherited descriptor of the rendered requests;
+    the files of int64 say where each ends (``payload_ends``), which one each request sends (``payload_of``) and
+    when, in nanoseconds after the start (``schedule``, ``None`` for a closed loop without a rate cap).
+    ``slots`` is this worker's share of the concurrency, 0 for an open loop, which keeps ``spare_connections``
+    ready beyond those in use.
+    ``repeat`` begins the list again when it is through, until ``duration_ns`` is over; the numbers go on.
     """
 
     worker: int
@@ -31,11 +31,13 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool
     verify_tls: bool
     server_name: str
-    payloads: str
-    requests: str
+    payloads_fd: int
+    payload_ends: str
+    payload_of: str
     schedule: str | None
     slots: int
     duration_ns: int | None
+    repeat: bool
     timeout_ns: int
     warm_connections: int
     spare_connections: int
@@ -46,6 +48,8 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
 class FinishPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the finishing process of one worker is told. ``start_ns`` is the run's start, CLOCK_MONOTONIC.
 
+    ``requests`` is an ``.npy`` of rows (request number, payload, sample, repeat, input tokens or −1), in sending
+    order.
     ``request`` is a GenerateRequest as JSON, all requests of a load being alike to the decoder.
     Each time a closed loop begins its list again, request numbers grow by ``cycle_requests`` and repeats by
     ``cycle_repeats``. ``true_times`` says that chunks carry the simulator's send times.
@@ -69,13 +73,17 @@ def write_plan(path: Path, plan: WorkerPlan | FinishPlan) -> None:
     path.write_bytes(msgspec.json.encode(plan))
 
 
-def write_payloads(prefix: Path, payloads: list[bytes]) -> None:
-    """Write rendered requests one after another, and where each begins."""
-    ends = np.zeros(len(payloads) + 1, np.int64)
-    np.cumsum([len(payload) for payload in payloads], out=ends[1:])
-    with prefix.with_suffix(".bin").open("wb") as file:
-        file.writelines(payloads)
-    np.save(prefix.with_suffix(".npy"), ends)
+def write_payloads(file: BinaryIO, ends: Path, payloads: Iterable[bytes]) -> None:
+    """Write rendered requests one after another, and to ``ends`` where each ends.
+
+    ``file`` has no name on disk, because requests carry the endpoint's key.
+    """
+    lengths: list[int] = []
+    for payload in payloads:
+        file.write(payload)
+        lengths.append(len(payload))
+    file.flush()
+    ends.write_bytes(array("q", accumulate(lengths)).tobytes())
 
 
 class Payloads:
@@ -83,20 +91,17 @@ class Payloads:
 
     __slots__ = ("_ends", "_view")
 
-    def __init__(self, prefix: Path) -> None:
-        self._ends: list[int] = load_ints(prefix.with_suffix(".npy")).tolist()
-        with prefix.with_suffix(".bin").open("rb") as file:
-            self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    def __init__(self, fd: int, ends: Path) -> None:
+        self._ends = load_ints(ends)
+        self._view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
 
     def __getitem__(self, index: int) -> memoryview:
         """Return the bytes of one request: head and body."""
-        return self._view[self._ends[index] : self._ends[index + 1]]
+        return self._view[self._ends[index - 1] if index else 0 : self._ends[index]]
 
 
-def load_ints(path: Path) -> npt.NDArray[np.int64]:
-    """Map an ``.npy`` table of int64. Raises RecordError for another type."""
-    table = np.load(path, mmap_mode="r", allow_pickle=False)
-    if table.dtype != np.int64:
-        message = f"{str(path)!r} holds {table.dtype}, not int64"
-        raise RecordError(message, mend="delete the run directory and run again")
-    return table
+def load_ints(path: Path) -> array[int]:
+    """Read a file of int64."""
+    values = array("q")
+    values.frombytes(path.read_bytes())
+    return values

@@ -143,7 +143,10 @@ class SelectorPoller:
         left = (until_ns - time.monotonic_ns()) / 1e9
         ready = self._selector.select(min(max(left, 0.0), 60.0))
         return [
-            (key.fd, (READ if mask & selectors.EVENT_READ else 0) | (WRITE if mask & selectors.EVENT_WRITE else 0))
+            (
+                key.fd,
+                (READ if mask & selectors.EVENT_READ else 0) | (WRITE if mask & selectors.EVENT_WRITE else 0),
+            )
             for key, mask in ready
         ]
 

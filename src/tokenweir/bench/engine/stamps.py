@@ -14,22 +14,18 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from tokenweir.core.errors import ProtocolError
 
 SO_TIMESTAMPNS: Final = 35
 """Linux's option and ancillary type, absent from the socket module."""
 STAMP: Final = struct.Struct("=qq")
-MAX_SLEW: Final = 0.0005
-"""The kernel slews CLOCK_REALTIME by at most 500 parts per million."""
-STEP_FLOOR_NS: Final = 50_000
-"""Two measurements of an unmoved offset differ by less than this."""
 
 
 def clock_offset(
-    monotonic: Callable[[], int] = time.monotonic_ns, wall: Callable[[], int] = time.time_ns, *, tries: int = 5
+    monotonic: Callable[[], int] = time.monotonic_ns,
+    wall: Callable[[], int] = time.time_ns,
+    *,
+    tries: int = 5,
 ) -> tuple[int, int]:
     """Return (monotonic ns, CLOCK_REALTIME − CLOCK_MONOTONIC ns), from the tightest of ``tries`` brackets."""
     best = 1 << 62
@@ -45,33 +41,14 @@ def clock_offset(
     return result
 
 
-def steps(clocks: npt.NDArray[np.int64]) -> int:
-    """Count the clock steps in rows of (monotonic ns, offset ns).
-
-    A step is a change of the offset faster than the kernel's slew allows.
-    """
-    if len(clocks) < 2:
-        return 0
-    elapsed = np.diff(clocks[:, 0]).astype(np.float64)
-    moved = np.abs(np.diff(clocks[:, 1])).astype(np.float64)
-    return int(np.count_nonzero(moved > elapsed * MAX_SLEW + STEP_FLOOR_NS))
-
-
-def to_monotonic(real_ns: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Convert CLOCK_REALTIME stamps to CLOCK_MONOTONIC, between measured offsets by straight lines."""
-    if not len(real_ns):
-        return real_ns
-    base = int(clocks[0, 1])
-    at = clocks[:, 0] + clocks[:, 1]
-    offsets = np.interp((real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64), clocks[:, 1] - base)
-    return real_ns - base - np.rint(offsets).astype(np.int64)
-
-
 def kernel_stamps_work() -> bool:
     """Whether this kernel delivers arrival stamps for TCP: tried on a loopback pair."""
     if not sys.platform.startswith("linux"):
         return False
-    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as sender:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as door,
+        socket.create_connection(door.getsockname()) as sender,
+    ):
         receiver, _ = door.accept()
         with receiver:
             receiver.settimeout(1.0)

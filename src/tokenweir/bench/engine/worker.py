@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import time
-from array import array
 from pathlib import Path
 
 import msgspec
@@ -43,16 +42,12 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
 def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
     """Do what the plan says. Raises WeirError when the disk is full, OSError when the host cannot be resolved."""
     folder = Path(plan.folder)
-    requests = load_ints(Path(plan.requests))
-    payload_of = array("q")
-    payload_of.frombytes(requests[:, 1].tobytes())
-    schedule = None if plan.schedule is None else load_ints(Path(plan.schedule))
     live = LiveCounters(folder / "live.bin")
     capture = Capture(
         plan,
         poller=make_poller(portable=plan.portable_poller),
         writer=SegmentWriter(folder, notify_fd),
-        payload_of=payload_of,
+        payload_of=load_ints(Path(plan.payload_of)),
         live=live,
         control_fd=control_fd,
     )
@@ -67,16 +62,13 @@ def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
     if len(words) != 2 or words[0] != "start":
         return
     start_ns = int(words[1])
-    absolute: array[int] | None = None
-    if schedule is not None:
-        absolute = array("q")
-        absolute.frombytes((schedule + start_ns).tobytes())
+    schedule = None if plan.schedule is None else load_ints(Path(plan.schedule))
     # Nothing in the loop makes reference cycles; a collection amid it would only be a pause.
     gc.collect()
     gc.freeze()
     gc.disable()
     wall, cpu = time.monotonic_ns(), time.process_time_ns()
-    capture.run(start_ns, absolute)
+    capture.run(start_ns, schedule)
     conduct = Conduct(
         worker=plan.worker,
         cpu_ns=time.process_time_ns() - cpu,

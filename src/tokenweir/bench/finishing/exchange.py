@@ -150,7 +150,9 @@ class Exchange:
     def framing_fault(self, *, closed: bool) -> str:
         """Return what is wrong with the message's framing now that the exchange is over, or nothing."""
         if self.status == NULL:
-            return "no answer came before the connection closed" if closed else "the answer's head is not HTTP/1"
+            return (
+                "no answer came before the connection closed" if closed else "the answer's head is not HTTP/1"
+            )
         if self._dechunker is not None:
             if self._dechunker.bad:
                 return "the chunked framing is broken"

@@ -25,7 +25,9 @@ class Glimpse:
         """Add times to first token and gaps."""
         for row, values in enumerate((first_ns, gaps_ns)):
             if len(values):
-                bins = np.clip(np.log2(np.maximum(values, 1) / 1000) * PER_OCTAVE, 0, BINS - 1).astype(np.int64)
+                bins = np.clip(np.log2(np.maximum(values, 1) / 1000) * PER_OCTAVE, 0, BINS - 1).astype(
+                    np.int64
+                )
                 self._counts[row] += np.bincount(bins, minlength=BINS)
 
 

@@ -1,7 +1,7 @@
 """``python -m tokenweir.bench.finishing.process PLAN``: one finishing process.
 
 Reads a byte per finished segment from its input, reduces that segment and deletes it; at the end of input it writes
-``finish.json``. It runs at idle priority, so it takes only the time that the capture and a local server leave.
+``finish.json``. The plan is read when the first byte comes, because the run's start is not known before. It runs at idle priority, so it takes only the time that the capture and a local server leave.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import msgspec
 
 from tokenweir.backends.registry import backend
 from tokenweir.bench.engine.plan import FinishPlan
-from tokenweir.bench.engine.segment import read_segment
 from tokenweir.bench.finishing.glimpse import Glimpse
 from tokenweir.bench.finishing.reduce import Reducer
-from tokenweir.bench.tokenizers import load_tokenizer
+from tokenweir.bench.finishing.segments import read_segment
+from tokenweir.bench.tokenizers import find_tokenizer
 from tokenweir.core.errors import WeirError
 from tokenweir.core.requests import GenerateRequest
 
@@ -38,25 +38,26 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     rss_max_bytes: int
 
 
-def run(plan: FinishPlan, notify_fd: int) -> Finished:
-    """Reduce segments as they are announced, until the announcements end."""
+def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
+    """Reduce segments as they are announced, ``announced`` first, until the announcements end."""
     folder = Path(plan.folder)
     reducer = Reducer(
         plan,
         codec=backend(plan.backend),
         request=msgspec.json.decode(plan.request, type=GenerateRequest),
-        tokenizer=None if plan.tokenizer is None else load_tokenizer(Path(plan.tokenizer)),
+        tokenizer=None if plan.tokenizer is None else find_tokenizer(plan.tokenizer),
         observe=Glimpse(folder / "glimpse.bin").observe,
     )
     gc.freeze()
     count = 0
     cpu = time.process_time_ns()
-    while announced := os.read(notify_fd, 64):
+    while announced:
         for _ in announced:
             path = folder / f"{count:08d}.seg"
             reducer.feed(read_segment(path))
             path.unlink()
             count += 1
+        announced = os.read(notify_fd, 64)
     reducer.close()
     return Finished(
         worker=plan.worker,
@@ -79,10 +80,14 @@ def _step_back() -> None:
 def main(arguments: list[str]) -> int:
     """Run one finishing process; return the process status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=FinishPlan)
     _step_back()
+    notify_fd = sys.stdin.fileno()
+    announced = os.read(notify_fd, 64)
+    if not announced:
+        return 0
+    plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=FinishPlan)
     try:
-        finished = run(plan, sys.stdin.fileno())
+        finished = run(plan, announced, notify_fd)
     except WeirError as error:
         sys.stderr.write(f"{error.code}: {error}\n")
         return error.exit_code

@@ -14,10 +14,11 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from tokenweir.bench.engine import stamps
-from tokenweir.bench.engine.plan import FinishPlan, load_ints
-from tokenweir.bench.engine.segment import Captured, End, Ints
+from tokenweir.bench.engine.plan import FinishPlan
+from tokenweir.bench.engine.segment import End
+from tokenweir.bench.finishing import clocks
 from tokenweir.bench.finishing.exchange import Exchange, Outcome
+from tokenweir.bench.finishing.segments import Captured, Ints
 from tokenweir.bench.finishing.spool import NULL, SOURCES, STATUSES, chunk_type
 from tokenweir.core.events import Failed, Token
 from tokenweir.core.requests import GenerateRequest
@@ -59,7 +60,7 @@ class Reducer:
         self._request = request
         self._tokenizer = tokenizer
         self._observe = observe
-        self._table = load_ints(Path(plan.requests))
+        self._table = np.load(plan.requests, mmap_mode="r", allow_pickle=False)
         self._open: dict[int, Exchange] = {}
         self._rows_file: BinaryIO = (folder / "rows.i64").open("wb")
         self._chunks_file: BinaryIO = (folder / "chunks.bin").open("wb")
@@ -94,12 +95,12 @@ class Reducer:
         self._chunks_file.close()
 
     def _set_clocks(self, fresh: Ints) -> None:
-        clocks = np.concatenate([self._clocks[-1:], fresh])
-        self.clock_steps += stamps.steps(clocks)
-        self._clocks = clocks
+        known = np.concatenate([self._clocks[-1:], fresh])
+        self.clock_steps += clocks.steps(known)
+        self._clocks = known
 
     def _read(self, captured: Captured) -> None:
-        received = stamps.to_monotonic(captured.stamps_ns, self._clocks) - self._plan.start_ns
+        received = clocks.to_monotonic(captured.stamps_ns, self._clocks) - self._plan.start_ns
         order = np.argsort(captured.requests, kind="stable")
         ordinals = captured.requests[order]
         borders = np.flatnonzero(np.diff(ordinals)) + 1
@@ -133,7 +134,13 @@ class Reducer:
             self._time(tokens, times, body_ends)
 
     def _decode(
-        self, ordinal: int, exchange: Exchange, reads: list[bytes], total: int, tokens: Tokens, body_ends: Ints
+        self,
+        ordinal: int,
+        exchange: Exchange,
+        reads: list[bytes],
+        total: int,
+        tokens: Tokens,
+        body_ends: Ints,
     ) -> int:
         """Decode one request's reads; return the running total of body bytes."""
         fresh = None if exchange.decoder is not None else self._codec.decoder(self._request)
@@ -219,7 +226,9 @@ class Reducer:
         counted = np.add.reduceat(np.array(tokens.counts, np.int64), firsts).tolist()
         # A read belongs to one request, so the reads with several chunks are told apart by their first token.
         opens = np.flatnonzero(np.isin(read_of, multi) & (np.diff(read_of, prepend=-1) != 0))
-        several = np.bincount(np.searchsorted(firsts, opens, side="right") - 1, minlength=len(firsts)).tolist()
+        several = np.bincount(
+            np.searchsorted(firsts, opens, side="right") - 1, minlength=len(firsts)
+        ).tolist()
         at, shared = records["received_ns"].tolist(), records["shared"].tolist()
         true = records["true_sent_ns"].tolist() if self._plan.true_times else None
         ttfts: list[int] = []
@@ -251,9 +260,11 @@ class Reducer:
         """Return the values of ``ROW_FIELDS`` for an ended exchange."""
         plan = self._plan
         cycle, line = divmod(ordinal, len(self._table))
-        number, _, sample, repeat, input_tokens, _ = self._table[line].tolist()
+        number, _, sample, repeat, input_tokens = self._table[line].tolist()
         outcome = self._outcome(exchange, how, detail)
-        status = "cancelled" if how in {End.CANCELLED, End.UNSENT} else "failed" if outcome.error else "completed"
+        status = (
+            "cancelled" if how in {End.CANCELLED, End.UNSENT} else "failed" if outcome.error else "completed"
+        )
         if outcome.error and outcome.error not in self.messages and len(self.messages) < _MESSAGES:
             self.messages[outcome.error] = outcome.message
         streamed = self._request.stream
@@ -350,4 +361,3 @@ def _index(names: list[str], name: str) -> int:
     if name not in names:
         names.append(name)
     return names.index(name)
-

@@ -1,0 +1,208 @@
+"""From a workload and an arrival process to the plans of one load point's workers."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tokenweir.bench.arrivals import Arrival, Concurrency, schedule
+from tokenweir.bench.engine.plan import FinishPlan, WorkerPlan, write_payloads
+from tokenweir.bench.target import Target, render
+from tokenweir.bench.workload import Workload
+from tokenweir.core.errors import DescriptorError
+from tokenweir.ports.backend import Codec
+
+Ints = npt.NDArray[np.int64]
+
+_LIST_ROWS: Final = 20_000
+"""A closed loop that only a duration bounds repeats a list of about this many requests."""
+_OTHER_DESCRIPTORS: Final = 64
+"""Descriptors that a worker needs beside its streams."""
+_WARM_OPEN: Final = 64
+_SPARE_OPEN: Final = 32
+
+
+class LoadPoint(NamedTuple):
+    """One load point to run: ``index`` in the run, its arrivals and its bounds."""
+
+    index: int
+    arrival: Arrival
+    requests: int | None
+    duration_ns: int | None
+    timeout_ns: int
+    seed: int
+
+
+class Means(NamedTuple):
+    """What this machine brings: workers, whether the kernel stamps, and whether to avoid Linux's own calls."""
+
+    workers: int
+    kernel_stamps: bool
+    portable_poller: bool
+    verify_tls: bool
+
+
+class Prepared(NamedTuple):
+    """A load point ready to run. ``payloads`` must stay open until the workers have it."""
+
+    plans: tuple[WorkerPlan, ...]
+    finish_plans: tuple[FinishPlan, ...]
+    payloads: BinaryIO
+    planned: int | None
+    notes: tuple[str, ...]
+
+
+def prepare(
+    folder: Path,
+    point: LoadPoint,
+    workload: Workload,
+    codec: Codec,
+    target: Target,
+    headers: tuple[tuple[str, str], ...],
+    means: Means,
+) -> Prepared:
+    """Render the requests and write each worker's share below ``folder``.
+
+    Raises:
+        SpecError: the engine cannot be asked this, or nothing bounds the load.
+        DescriptorError: more streams are asked for than descriptors may be had.
+    """
+    times = schedule(
+        point.arrival,
+        seed=point.seed,
+        load=point.index,
+        requests=point.requests,
+        duration_ns=point.duration_ns,
+    )
+    slots = point.arrival.slots if isinstance(point.arrival, Concurrency) else 0
+    scheduled = not slots or bool(len(times))
+    planned = len(times) if scheduled else point.requests
+    total = planned if planned is not None else _whole_cycles(len(workload))
+    workers = max(1, min(means.workers, slots or total, total))
+    allow_descriptors(-(-slots // workers) + _OTHER_DESCRIPTORS)
+    order = workload.order(total, point.seed, point.index)
+    rows, keys = _table(workload, order.sample, order.repeat)
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = folder / "payload-ends.i64"
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it when the workers have it
+    write_payloads(file, ends, _payloads(workload, keys, point.index, codec, target, headers))
+    shape = workload.request(int(order.sample[0]), 0, point.index)
+    notes = ()
+    if workload.asking.unique_prompts and planned is None:
+        notes = (f"unique prompts come again after {total} requests",)
+    plans: list[WorkerPlan] = []
+    finish_plans: list[FinishPlan] = []
+    for worker in range(workers):
+        home = folder / f"worker-{worker}"
+        home.mkdir()
+        requests = home / "requests.npy"
+        np.save(requests, rows[worker::workers])
+        payload_of = home / "payload-of.i64"
+        payload_of.write_bytes(rows[worker::workers, 1].tobytes())
+        own_times = home / "schedule.i64"
+        if scheduled:
+            own_times.write_bytes(times[worker::workers].tobytes())
+        share = len(range(worker, slots, workers))
+        plans.append(
+            WorkerPlan(
+                worker=worker,
+                load=point.index,
+                folder=str(home),
+                host=target.host,
+                port=target.port,
+                tls=target.tls,
+                verify_tls=means.verify_tls,
+                server_name=target.host,
+                payloads_fd=file.fileno(),
+                payload_ends=str(ends),
+                payload_of=str(payload_of),
+                schedule=str(own_times) if scheduled else None,
+                slots=share,
+                duration_ns=point.duration_ns,
+                repeat=planned is None,
+                timeout_ns=point.timeout_ns,
+                warm_connections=share or min(_WARM_OPEN, -(-total // workers)),
+                spare_connections=0 if slots else _SPARE_OPEN,
+                kernel_stamps=means.kernel_stamps,
+                portable_poller=means.portable_poller,
+            )
+        )
+        finish_plans.append(
+            FinishPlan(
+                worker=worker,
+                load=point.index,
+                folder=str(home),
+                backend=codec.kind,
+                request=msgspec.json.encode(shape),
+                start_ns=0,
+                requests=str(requests),
+                cycle_requests=total,
+                cycle_repeats=int(order.repeat[-1]) + 1,
+                true_times=codec.kind == "sim",
+                tokenizer=_tokenizer_path(workload),
+            )
+        )
+    return Prepared(tuple(plans), tuple(finish_plans), file, planned, notes)
+
+
+def allow_descriptors(needed: int) -> None:
+    """Raise the soft limit of descriptors as far as it goes.
+
+    Raises:
+        DescriptorError: it does not go as far as ``needed``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = needed if hard == resource.RLIM_INFINITY else hard
+    if limit < needed:
+        message = f"{needed} file descriptors are needed in a worker and {hard} may be opened"
+        raise DescriptorError(
+            message, mend=f"run 'ulimit -n {needed}' as a user who may, or ask for fewer streams"
+        )
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _whole_cycles(samples: int) -> int:
+    return samples * max(1, -(-_LIST_ROWS // samples))
+
+
+def _table(
+    workload: Workload, sample: npt.NDArray[np.int32], repeat: npt.NDArray[np.int32]
+) -> tuple[Ints, Ints]:
+    """Return the rows of a worker's table, and the (sample, repeat) of each payload."""
+    count = len(sample)
+    pairs = np.stack(
+        [sample, repeat if workload.asking.unique_prompts else np.zeros(count, np.int32)], axis=1
+    )
+    keys, payload = np.unique(pairs.astype(np.int64), axis=0, return_inverse=True)
+    rows = np.empty((count, 5), np.int64)
+    rows[:, 0] = np.arange(count)
+    rows[:, 1] = payload.reshape(-1)
+    rows[:, 2] = sample
+    rows[:, 3] = repeat
+    rows[:, 4] = workload.input_tokens[sample]
+    return rows, keys
+
+
+def _payloads(
+    workload: Workload,
+    keys: Ints,
+    load: int,
+    codec: Codec,
+    target: Target,
+    headers: tuple[tuple[str, str], ...],
+) -> Iterator[bytes]:
+    for sample, repeat in keys.tolist():
+        yield render(codec.encode(workload.request(sample, repeat, load)), target, headers)
+
+
+def _tokenizer_path(workload: Workload) -> str | None:
+    path = getattr(workload.tokenizer, "path", None)
+    return None if path is None else str(path)

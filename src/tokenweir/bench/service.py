@@ -1,0 +1,92 @@
+"""One benchmark from options to a finished record."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from tokenweir.bench.live import SilentView, View
+from tokenweir.bench.measure import begin, measure
+from tokenweir.bench.options import BenchOptions
+from tokenweir.bench.records.rundir import make_run_dir
+from tokenweir.bench.settings import Settings
+from tokenweir.core.errors import (
+    EndpointError,
+    NoResultError,
+    OverloadedError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+    UpstreamError,
+    WeirError,
+)
+from tokenweir.core.ids import new_id
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from tokenweir.bench.closing import Closed
+
+_BY_CODE: Final[dict[str, type[EndpointError]]] = {
+    error.code: error
+    for error in (UnreachableError, RefusedError, OverloadedError, UpstreamError, ProtocolError)
+}
+
+
+def run_bench(
+    options: BenchOptions,
+    settings: Settings,
+    *,
+    runs_dir: Path,
+    view: View | None = None,
+    portable: bool = False,
+) -> Closed:
+    """Measure, write the run directory and its report, and return the record.
+
+    ``portable`` measures as on a system without kernel timestamps and epoll.
+
+    Raises:
+        EndpointError: the endpoint cannot be reached or refuses; nothing is written.
+        InputError: the options cannot be used; nothing is written.
+        KeyboardInterrupt: the user asked twice to stop.
+    """
+    measurement, ready = begin(options, settings, portable=portable)
+    run_id = new_id("run")
+    measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
+    measure(measurement, ready, view or SilentView())
+    if not measurement.points:
+        shutil.rmtree(measurement.run_dir, ignore_errors=True)
+        raise measurement.failure or NoResultError("the run ended before its first load point")
+    closing = _late("tokenweir.bench.closing")
+    closed = cast("Closed", closing.close(measurement, run_id))
+    _late("tokenweir.bench.report").render(closed.run_dir)
+    return closed
+
+
+def failure_of(closed: Closed) -> WeirError | None:
+    """Return the error that a record without one completed request comes to; ``None`` when some completed."""
+    counts = [load.summary.counts for load in closed.run.loads]
+    if any(count.completed for count in counts) or closed.run.status == "cancelled":
+        return None
+    errors: dict[str, int] = {}
+    for count in counts:
+        for kind, number in count.errors.items():
+            errors[kind] = errors.get(kind, 0) + number
+    if not errors:
+        return NoResultError("no request was sent", mend="give the run more time or requests")
+    kind = max(errors, key=errors.__getitem__)
+    what, _, mend = closed.messages.get(kind, "").partition("; ")
+    message = f"no request completed: {errors[kind]} × {kind}: {what}"
+    error = _BY_CODE.get(kind)
+    return (
+        error(message, mend=mend)
+        if error is not None
+        else NoResultError(message, mend=mend or "see the report")
+    )
+
+
+def _late(module: str) -> ModuleType:
+    # Arrow and the report cost a quarter of a second and 60 MB, which a run must not pay before its first request.
+    return import_module(module)
