@@ -21,7 +21,7 @@ DEFAULT_MAX_TOKENS: Final = 256
 """The bound of an answer where neither the sample nor the scenario nor ``--max-tokens`` states one."""
 
 MAX_COUNTED_CHARACTERS: Final = 16_000_000
-"""A corpus with more text than this is left to the server's counts: counting it here would delay the start."""
+"""A corpus with more text than this is left to the server's counts: counting it would delay the start."""
 
 
 class Order(NamedTuple):
@@ -64,7 +64,7 @@ class Workload:
     def input_tokens(self) -> npt.NDArray[np.int32]:
         """Tokens of each sample's text as counted here, int32; those of a chat template are not among them.
 
-        Exact or estimated as ``tokenizer.exact`` says; -1 throughout for a corpus whose text is too large to count.
+        Exact or estimated as ``tokenizer.exact`` says; -1 throughout for a corpus too large to count.
         """
         known = self.corpus.input_tokens
         if known is not None:

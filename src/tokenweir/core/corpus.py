@@ -67,7 +67,7 @@ def _lean(sample: Sample) -> object:
         return sample
     content: dict[str, object] = msgspec.to_builtins(sample)
     content["messages"] = [
-        {name: value for name, value in message.items() if value not in (None, [])}
+        {name: value for name, value in message.items() if value not in (None, (), [])}
         for message in msgspec.to_builtins(sample.messages)
     ]
     return content

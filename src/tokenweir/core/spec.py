@@ -111,12 +111,14 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Json]:
         """Return the spec as JSON values, without secrets and without sampling choices left to the engine."""
-        content = cast("dict[str, dict[str, Json]]", msgspec.to_builtins(self))
+        content = cast("dict[str, dict[str, Json]]", msgspec.json.decode(msgspec.json.encode(self)))
         content["subject"]["url"] = public_url(self.subject.url)
-        content["subject"]["engine_flags"] = public_flags(self.subject.engine_flags)
+        content["subject"]["engine_flags"] = public_flags(
+            cast("dict[str, Json]", content["subject"]["engine_flags"])
+        )
         # ignore_eos is stated once, beside sampling; a sampling field added later moves no old hash.
-        sampling = cast("dict[str, Json]", msgspec.to_builtins(self.workload.sampling))
-        unset = cast("dict[str, Json]", msgspec.to_builtins(Sampling()))
+        sampling = cast("dict[str, Json]", content["workload"]["sampling"])
+        unset = cast("dict[str, Json]", msgspec.json.decode(msgspec.json.encode(Sampling())))
         content["workload"]["sampling"] = {
             name: value for name, value in sampling.items() if name != "ignore_eos" and value != unset[name]
         }

@@ -14,8 +14,8 @@ class Corpus:
     """Samples in their order, under a name. ``hash`` identifies the content whatever the name.
 
     ``sized_by_replies`` says that a sample without ``max_tokens`` should be answered at the length of its
-    ``expected`` reply, because the corpus is a record of real conversations. ``input_tokens`` are the lengths to
-    which its prompts were cut, int32, where they were.
+    ``expected`` reply, because the corpus is a record of real conversations. ``input_tokens`` are the lengths
+    to which its prompts were cut, int32, where they were.
     """
 
     def __init__(
