@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import msgspec
 
 from tokenweir import __version__
 from tokenweir.app import Settings
+from tokenweir.bench.calibration import load_calibration
 from tokenweir.cli.start import start
 from tokenweir.telemetry import build, machine
 
@@ -67,6 +69,7 @@ def examine(settings: Settings, *, streams: int) -> Report:
         _clock(),
         _cores(),
         _blas(),
+        _calibration(),
         _disk(settings.stores.runs),
         *_extras(),
         *_services(settings),
@@ -199,6 +202,20 @@ def _blas() -> Finding:
         detail=f"numpy uses {found.numpy}{other}",
         mend="apt-get install libopenblas0, for models that mlx serves on this CPU" if lacking else "",
     )
+
+
+def _calibration() -> Finding:
+    last = load_calibration()
+    if last is None:
+        return Finding(
+            name="calibration",
+            state="note",
+            detail="this client has not been measured on this machine",
+            mend="weir bench calibrate",
+        )
+    day = datetime.fromtimestamp(last.at / 1e9, tz=UTC).date()
+    detail = f"{day}: TTFT off by {last.ttft_error_p99_ms:.3f} ms (p99) at {last.streams} streams"
+    return Finding(name="calibration", state="fine", detail=f"{detail}, {last.timestamp_source} timestamps")
 
 
 def _disk(runs: Path) -> Finding:

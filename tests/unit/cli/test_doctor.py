@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tokenweir.app import Settings
+from tokenweir.bench.calibration import save_calibration
+from tokenweir.bench.records.model import Calibration
 from tokenweir.cli import doctor, main
 from tokenweir.cli.doctor import Finding
 from tokenweir.config import EndpointSettings, StoreSettings
@@ -102,6 +104,29 @@ def test_a_service_that_listens_is_fine_and_one_that_does_not_is_missing(tmp_pat
 def test_a_store_on_a_server_is_asked_for(tmp_path: Path) -> None:
     settings = Settings(stores=StoreSettings(records="postgresql+psycopg://127.0.0.1:1/weir", runs=tmp_path))
     assert found(settings, "store records").state == "missing"
+
+
+def test_the_last_calibration_is_shown(tmp_path: Path) -> None:
+    assert found(settings_for(tmp_path), "calibration").mend == "weir bench calibrate"
+    save_calibration(
+        Calibration(
+            at=1_700_000_000_000_000_000,
+            timestamp_source="kernel",
+            streams=1000,
+            ttft_error_p50_ms=0.004,
+            ttft_error_p99_ms=0.014,
+            itl_error_p99_ms=0.02,
+            dispatch_lag_p99_ms=0.07,
+            chunks_per_cpu_s=150_000,
+            rows_per_cpu_s=80_000,
+            requests_per_cpu_s=100_000,
+        )
+    )
+    said = found(settings_for(tmp_path), "calibration")
+    assert (said.state, said.detail) == (
+        "fine",
+        "2023-11-14: TTFT off by 0.014 ms (p99) at 1000 streams, kernel timestamps",
+    )
 
 
 def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
