@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import click
+import msgspec
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tokenweir.app import Settings
+from tokenweir.bench.records.model import Run
 from tokenweir.cli.main import COMMANDS, weir
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -95,7 +97,8 @@ def _commands() -> str:
 
 def _command(path: str, command: click.Command, context: click.Context) -> list[str]:
     usage = " ".join(command.collect_usage_pieces(context))
-    said = " ".join((command.help or "").split("\f")[0].replace("\b", "").split())
+    paragraphs = (command.help or "").split("\f")[0].replace("\b", "").split("\n\n")
+    said = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     lines = [f"## `{path}`", "", said, "", f"```\n{path} {usage}\n```", ""]
     rows = [_option(param, context) for param in command.params if isinstance(param, click.Option)]
     if rows:
@@ -123,9 +126,11 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write every page that has a generated part."""
+    """Write every page that has a generated part, and the schema of ``run.json``."""
     for page in pages():
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+    schema = msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Run)), indent=2)
+    (DOCS / "run.schema.json").write_bytes(schema + b"\n")
 
 
 if __name__ == "__main__":
