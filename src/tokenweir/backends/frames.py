@@ -200,7 +200,9 @@ class EventDecoder(Generic[Chunk]):
         self._seq = ending.seq + 1
         self._ended = True
 
-    def _nothing(self, seq: int) -> Failed:
+    def _nothing(self, seq: int, *, cut: bool) -> Failed:
+        if seq or not cut:
+            return broken(seq, "the stream ended without an answer")
         if self._head.lstrip(_BLANK):
             return broken(seq, f"the stream holds no answer: {_start(self._head)}")
         return broken(seq, "the stream ended before it began")

@@ -200,7 +200,7 @@ class ChunkDecoder(EventDecoder[StreamChunk]):
 
     def _ending(self, seq: int, *, cut: bool) -> Ending:
         if not (self._tokens or self._finishes):
-            return self._nothing(seq)
+            return self._nothing(seq, cut=cut)
         if cut and len(self._finishes) < self._choices:
             return broken(seq, "the stream ended before the engine said how the answer finished")
         return _ending(seq, self._finishes.get(0, ""), self._finishes)

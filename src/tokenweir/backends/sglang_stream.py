@@ -190,7 +190,7 @@ class GenerateDecoder(EventDecoder[LeanChunk]):
 
     def _ending(self, seq: int, *, cut: bool) -> Ending:
         if seq == 0:
-            return self._nothing(seq)
+            return self._nothing(seq, cut=cut)
         if len(self._finishes) < (self._choices if cut else 1):
             return broken(seq, "the stream ended before the engine said how the answer finished")
         return _ending(seq, self._finishes)
