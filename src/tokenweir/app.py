@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -59,3 +60,15 @@ def load_config(path: Path | str | None = None, *, overrides: Mapping[str, objec
         ConfigError: a source cannot be read, a key is unknown, or a value has the wrong type or unit.
     """
     return config.load(Settings, Path(path) if path is not None else None, overrides=overrides)
+
+
+def record(settings: Settings, run_dir: Path) -> None:
+    """Put a finished run into the index of runs.
+
+    Raises:
+        ConfigError: the records store cannot be opened.
+    """
+    # The database library is needed once a run is over, and never before its first request.
+    index = import_module("tokenweir.studio.index")
+    with index.RunIndex(settings.stores.records) as runs:
+        runs.add(run_dir)

@@ -31,12 +31,16 @@ from tokenweir.telemetry.build import commit
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """A finished record: its directory, its content, a message for each kind of error, and what ended it early."""
+    """A finished record: its directory, its content, a message for each kind of error, what ended it early.
+
+    ``cpu_s`` is what turning spools into tables and summing up cost.
+    """
 
     run_dir: Path
     run: Run
     messages: dict[str, str]
     failure: WeirError | None
+    cpu_s: float
 
 
 def close(measurement: Measurement, run_id: str) -> Closed:
@@ -46,6 +50,7 @@ def close(measurement: Measurement, run_id: str) -> Closed:
         WeirError: no load point left anything.
         OSError: the tables cannot be written; the spools stay below ``work/``.
     """
+    cpu = time.process_time()
     run_dir = measurement.run_dir
     provenance = _provenance(measurement)
     metadata = _metadata(provenance, run_id)
@@ -77,7 +82,7 @@ def close(measurement: Measurement, run_id: str) -> Closed:
     )
     write_run(run_dir, run)
     shutil.rmtree(measurement.work_dir, ignore_errors=True)
-    return Closed(run_dir, run, _messages(merged), measurement.failure)
+    return Closed(run_dir, run, _messages(merged), measurement.failure, time.process_time() - cpu)
 
 
 def _parts(measurement: Measurement) -> list[Measured]:

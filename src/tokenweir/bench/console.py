@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tokenweir.bench.closing import Closed
-from tokenweir.bench.records.model import Calibration, LoadResult, MetricSummary, Number, Run
+from tokenweir.bench.records.model import LoadResult, MetricSummary, Number, Run
 from tokenweir.bench.records.rundir import REPORT_FILE
 
+_WIDE = 200
+"""A file has no width to keep to."""
 _SHOWN = ("mean", "p50", "p90", "p95", "p99", "p999", "max")
 
 
 def show_run(closed: Closed, console: Console | None = None) -> None:
     """Print a record."""
-    out = console or Console(highlight=False, soft_wrap=True)
+    out = console or Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=_WIDE)
     run = closed.run
     _head(out, run)
     for load in run.loads:
@@ -102,21 +105,6 @@ def _definitions(out: Console, run: Run) -> None:
         absent = "" if metric.n else " (not evaluated)"
         note = f" [{metric.note}]" if metric.note else ""
         out.print(f"{tag}{absent}: {metric.definition}{note}", style="dim", markup=False)
-
-
-def show_calibration(calibration: Calibration) -> None:
-    """Print a calibration."""
-    one = calibration
-    click.echo(
-        f"client error against true send times at {one.streams} streams ({one.timestamp_source} timestamps)\n"
-        f"  TTFT error      p50 {one.ttft_error_p50_ms:.4f} ms, p99 {one.ttft_error_p99_ms:.4f} ms\n"
-        f"  ITL error       p99 {one.itl_error_p99_ms:.4f} ms\n"
-        f"  dispatch lag    p99 {one.dispatch_lag_p99_ms:.4f} ms (open loop)\n"
-        f"ceiling of this client on this machine\n"
-        f"  chunks captured {one.chunks_per_cpu_s:,.0f} per CPU-second\n"
-        f"  rows written    {one.rows_per_cpu_s:,.0f} chunks per CPU-second\n"
-        f"  requests        {one.requests_per_cpu_s:,.0f} per CPU-second, not streamed"
-    )
 
 
 def _ms(value: float | None) -> str:

@@ -169,6 +169,12 @@ def allow_descriptors(needed: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
+def spare_descriptors() -> int:
+    """Return how many streams a worker may have open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard - _OTHER_DESCRIPTORS
+
+
 def _whole_cycles(samples: int) -> int:
     return samples * max(1, -(-_LIST_ROWS // samples))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -10,12 +12,17 @@ from typing import Any, TypeVar, get_args
 import click
 from pydantic.fields import FieldInfo
 
-from tokenweir.bench.console import show_run
+from tokenweir.app import record
+from tokenweir.bench.calibrate import ServerShape, calibrate
+from tokenweir.bench.calibration import save_calibration
+from tokenweir.bench.console_calibration import show_calibration
+from tokenweir.bench.environment import usable_cores
 from tokenweir.bench.live import make_view
 from tokenweir.bench.options import BenchOptions
 from tokenweir.bench.service import failure_of, run_bench
 from tokenweir.cli.start import start
 from tokenweir.core.errors import CancelledError
+from tokenweir.sim.process import SimProcess
 
 _SEVERAL = frozenset({"header", "label", "stop"})
 _METAVARS = {
@@ -120,10 +127,31 @@ def run(
         view=make_view(settings.bench.live),
         portable=user_timestamps,
     )
-    show_run(closed)
+    import_module("tokenweir.bench.console").show_run(closed)
+    record(settings, closed.run_dir)
     error = closed.failure or failure_of(closed)
     if error is not None:
         raise error
     if closed.run.status == "cancelled":
         raise CancelledError("stopped by the user; what was measured is kept")
     return 0
+
+
+@command.command("calibrate")
+@click.option("--quick", is_flag=True, help="Measure for a shorter time.")
+def calibrate_client(*, quick: bool) -> None:
+    """Run the engine against the simulator on this machine; print and keep its error and its ceiling."""
+    settings = start()
+    calibration = calibrate(_simulator, settings.bench, make_view(settings.bench.live), quick=quick)
+    path = save_calibration(calibration)
+    show_calibration(calibration)
+    click.echo(f"kept in {path}; every record from now on carries it")
+
+
+@contextmanager
+def _simulator(shape: ServerShape) -> Generator[str]:
+    # The simulator answers as fast as it can, so a core of its own keeps it from competing with the client.
+    cores = usable_cores()
+    cpus = frozenset(cores[:1]) if len(cores) > 1 else None
+    with SimProcess(cpus=cpus, ttft=shape.ttft, itl=shape.itl) as server:
+        yield server.url

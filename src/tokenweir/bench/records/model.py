@@ -81,6 +81,7 @@ class Reads(msgspec.Struct, frozen=True, kw_only=True):
 class Client(msgspec.Struct, frozen=True, kw_only=True):
     """The client's own conduct: what it cost and how late it was. CPU is user + system of all workers.
 
+    ``cpu_s`` is capture and finishing together, ``capture_cpu_s`` the capture alone.
     ``cpu_busy_max`` is the busiest worker's CPU time over wall time. ``rss_max_bytes`` sums all processes.
     """
 
@@ -90,6 +91,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     dispatch_lag_p99_ms: float | None
     dispatch_lag_max_ms: float | None
     cpu_s: float
+    capture_cpu_s: float
     cpu_busy_max: float
     rss_max_bytes: int
     clock_steps: int

@@ -297,6 +297,7 @@ def _client(frame: _Frame, conducts: Sequence[Conduct]) -> Client:
         dispatch_lag_p99_ms=_finite(p99),
         dispatch_lag_max_ms=_finite(most),
         cpu_s=sum(conduct.cpu_s + conduct.finishing_cpu_s for conduct in conducts),
+        capture_cpu_s=sum(conduct.cpu_s for conduct in conducts),
         cpu_busy_max=max((one.cpu_s / one.wall_s for one in conducts if one.wall_s > 0), default=0.0),
         rss_max_bytes=sum(conduct.rss_max_bytes for conduct in conducts),
         clock_steps=sum(conduct.clock_steps for conduct in conducts),
