@@ -235,7 +235,9 @@ def _columns(chunks: list[StreamChunk], offsets: list[int]) -> TimingRows | None
             sent.append(chunk.sent_ns)
         if choice.finish_reason is not None:
             finish = choice.finish_reason
-    if finish is None or finish == "error":
+            if finish == "error":
+                return None
+    if finish is None:
         return None
     seq = 1 + len(ends) + usages
     return TimingRows(

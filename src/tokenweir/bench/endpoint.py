@@ -143,13 +143,13 @@ class Endpoint:
                 f"{self.url} closed the connection without an answer to {_named(request)}",
                 mend="see the server's log",
             ) from error
+        except OSError as error:
+            raise self._unreachable(request, error) from error
         except (http.client.HTTPException, ValueError) as error:
             raise ProtocolError(
                 f"{self.url} does not answer in HTTP ({type(error).__name__})",
                 mend="check the port, and http:// against https://",
             ) from error
-        except OSError as error:
-            raise self._unreachable(request, error) from error
         finally:
             connection.close()
         names = {name.lower(): value for name, value in answer.getheaders()}

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.contract.backends.wire import (
     ALL,
@@ -66,6 +66,7 @@ def test_bytes_one_by_one_give_the_same_events_and_offsets(entry: Entry) -> None
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("entry", STREAMS, ids=entry_id)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_way_to_write_a_stream_means_the_same(variant: str, entry: Entry, data: st.DataObject) -> None:
     body = VARIANTS[variant](entry.content)
