@@ -29,6 +29,7 @@ class Connection:
     __slots__ = (
         "_closing",
         "_drained",
+        "_lost",
         "_parser",
         "_serving",
         "_sock",
@@ -53,6 +54,7 @@ class Connection:
         self._parser = http.RequestParser(max_body)
         self._closing = False
         self._serving = False
+        self._lost = False
         self._drained = -1
 
     def send(self, data: bytes) -> None:
@@ -157,6 +159,7 @@ class Connection:
                 request = self._parser.feed(b"")
         except http.HttpError as error:
             # What follows on this connection cannot be told apart, so the client reads the answer and an end.
+            self._lost = True
             self.keep_alive = False
             self.server.refuse(self, error)
         finally:
@@ -167,7 +170,7 @@ class Connection:
             return
         if self.pending:
             self._closing = True
-        elif self._parser.idle:
+        elif self._parser.idle and not self._lost:
             self.drop()
         elif self._drained < 0:
             # Closing with unread bytes would reset the connection and take the answer from the client.

@@ -44,6 +44,8 @@ class Request:
             or not _TARGET.fullmatch(parts[1])
         ):
             raise HttpError(400, f"no HTTP request line: {line[:80]!r}")
+        if not parts[2].startswith(b"HTTP/"):
+            raise HttpError(400, f"no HTTP request line: {line[:80]!r}")
         if parts[2] not in {b"HTTP/1.1", b"HTTP/1.0"}:
             raise HttpError(505, f"unknown HTTP version {parts[2][:16]!r}")
         self.method = parts[0].decode("ascii")
