@@ -32,8 +32,8 @@ class Answer:
     """One request from its last byte to its answer's last.
 
     ``conn`` is ``None`` once the client has left. ``done`` of ``total`` output tokens are sent; the next
-    chunk holds ``count``. ``trip`` is the token before which a fault strikes. ``phase`` is where in the tables of
-    draws the answer stands, ``multi_ns`` the sum of its gaps before chunks of several tokens.
+    chunk holds ``count``. ``trip`` is the token before which a fault strikes. ``phase`` is where in the
+    tables of draws the answer stands, ``multi_ns`` the sum of its gaps before chunks of several tokens.
     """
 
     __slots__ = (

@@ -76,9 +76,7 @@ def test_the_metrics_page_counts_what_was_done(wire: Wire) -> None:
 def test_an_answer_can_be_aborted_by_its_id(wire: Wire) -> None:
     body = {"text": "x", "rid": "mine", "stream": True, "sampling_params": {"max_new_tokens": 100_000}}
     with wire.socket() as sock:
-        sock.sendall(
-            b"POST /generate HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(_json(body)) + _json(body)
-        )
+        sock.sendall(post("/generate", body))
         assert sock.recv(100)
         assert wire.ask("POST", "/abort_request", {"rid": "other"})[0] == 200
         assert wire.sim.truth()["running"] == 1
