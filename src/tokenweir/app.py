@@ -13,7 +13,6 @@ from tokenweir.bench.settings import Settings as BenchSettings
 from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
 from tokenweir.core.errors import ConfigError
 from tokenweir.sim.settings import Settings as SimSettings
-from tokenweir.sim.settings import Settings as SimSettings
 
 
 class Settings(SettingsModel):
@@ -23,7 +22,6 @@ class Settings(SettingsModel):
     stores: StoreSettings = Field(default_factory=StoreSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
     bench: BenchSettings = Field(default_factory=BenchSettings)
-    sim: SimSettings = Field(default_factory=SimSettings)
     sim: SimSettings = Field(default_factory=SimSettings)
 
     @field_validator("endpoints")

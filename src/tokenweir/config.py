@@ -232,7 +232,7 @@ def fill(
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ModelT:
-    """Return ``model`` filled from exactly ``file``, ``environ`` and ``overrides``; each of them may be absent.
+    """Return ``model`` filled from exactly ``file``, ``environ`` and ``overrides``, where they are given.
 
     Raises:
         ConfigError: as :func:`load`.
