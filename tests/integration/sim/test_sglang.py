@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 
-from tests.integration.sim.wire import Wire
+from tests.integration.sim.wire import Wire, post
 
 ASK = {"text": "some words here", "sampling_params": {"max_new_tokens": 6}}
 
