@@ -30,7 +30,7 @@ class Tagger:
         if not self._words:
             return f"{number:08x} "
         picks = ((number >> (_BITS * place)) % _WORDS for place in range(_LENGTH))
-        return " ".join(self._words[pick] for pick in picks) + ".\n"
+        return " ".join(self._words[pick] for pick in picks) + ". "
 
 
 def _one_token_words(tokenizer: Tokenizer) -> tuple[str, ...]:

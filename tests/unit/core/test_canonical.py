@@ -90,7 +90,8 @@ class _Point(msgspec.Struct):
 
 def test_structs_and_tuples_are_objects_and_arrays() -> None:
     assert canonical_json(_Point(y=1, x=(2, 3))) == b'{"x":[2,3],"y":1}'
-    assert canonical_json([{}, [], ()]) == b"[{},[],[]]"
+    empty: list[object] = [{}, [], ()]
+    assert canonical_json(empty) == b"[{},[],[]]"
 
 
 def test_hash_is_of_the_bytes() -> None:
