@@ -27,12 +27,12 @@ _DAY_NS: Final = 86_400 * 1_000_000_000
 _AGES: Final = {"m": _DAY_NS // 1440, "h": _DAY_NS // 24, "d": _DAY_NS, "w": 7 * _DAY_NS}
 _COLUMNS: Final = (
     Column("run", fixed=True),
-    Column("started, UTC"),
+    Column("started, UTC", fixed=True),
     Column("model"),
     Column("backend"),
     Column("loads", number=True),
     Column("requests", number=True),
-    Column("status"),
+    Column("status", fixed=True),
     Column("verdict"),
     Column("labels"),
 )

@@ -59,7 +59,8 @@ def curve(values: FloatArray, failures: int) -> list[float]:
     known = high < len(ordered)
     result = np.full(len(SHARES), np.nan)
     weight = position[known] - low[known]
-    result[known] = ordered[low[known]] * (1 - weight) + ordered[high[known]] * weight
+    start, end = ordered[low[known]], ordered[high[known]]
+    result[known] = start + (end - start) * weight
     return result.tolist()
 
 
