@@ -32,15 +32,15 @@ def flight_integral(sent: FloatArray, end: FloatArray, at: FloatArray) -> FloatA
 
 
 def elapsed(starts: FloatArray, at: FloatArray, weights: FloatArray | None = None) -> FloatArray:
-    """Return, for each time in ``at``, the (weighted) sum over all earlier starts of the time since."""
-    order = np.argsort(starts, kind="stable")
-    ordered = starts[order]
-    weight = np.ones(len(starts)) if weights is None else weights[order]
-    finite = np.isfinite(ordered)
-    mass = np.concatenate([np.zeros(1), np.cumsum(np.where(finite, weight, 0))])
-    moment = np.concatenate([np.zeros(1), np.cumsum(weight * np.where(finite, ordered, 0))])
-    begun = np.searchsorted(ordered, at, side="left")
-    return at * mass[begun] - moment[begun]
+    """Return, for each time in ``at`` (ascending), the weighted sum over earlier starts of the time since.
+
+    A start at infinity never comes.
+    """
+    place = np.searchsorted(at, starts, side="right")
+    weight = np.ones(len(starts)) if weights is None else weights
+    mass = np.cumsum(np.bincount(place, weights=weight, minlength=len(at) + 1)[:-1])
+    moment = np.cumsum(np.bincount(place, weights=weight * starts, minlength=len(at) + 1)[:-1])
+    return at * mass - moment
 
 
 def flight_max(sent: FloatArray, end: FloatArray, start_ns: float, end_ns: float) -> int:
@@ -54,6 +54,6 @@ def flight_max(sent: FloatArray, end: FloatArray, start_ns: float, end_ns: float
     # A stable sort keeps ends before starts of the same instant.
     order = np.argsort(times, kind="stable")
     levels = np.cumsum(steps[order])
-    first = int(np.searchsorted(times[order], start_ns, side="left"))
+    first = int(np.searchsorted(times[order], start_ns, side="right"))
     before = int(levels[first - 1]) if first else 0
     return max(before, int(levels[first:].max(initial=0)))

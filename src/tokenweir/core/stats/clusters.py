@@ -43,9 +43,9 @@ def clustered_mean(values: FloatArray, clusters: Labels) -> Estimate:
     if n == 0:
         return Estimate(value=math.nan, se=math.nan, df=0, n=0)
     mean = float(np.mean(values))
-    present = np.bincount(clusters) > 0
-    sums = np.bincount(clusters, weights=values - mean)[present]
-    groups = len(sums)
+    groups = int(np.count_nonzero(np.bincount(clusters)))
+    # A label that no value has adds nothing to the sum of squares.
+    sums = np.bincount(clusters, weights=values - mean)
     if groups < 2:  # noqa: PLR2004 - a spread takes two
         return Estimate(value=mean, se=math.nan, df=0, n=n)
     se = math.sqrt(groups / (groups - 1) * float(np.sum(sums**2))) / n
@@ -66,7 +66,6 @@ def rank_inflation(values: FloatArray, cut: float, clusters: Labels) -> float:
 
     Formula: clustered variance of the share / its binomial variance: the design effect.
     """
-    below = (values <= cut).astype(np.float64)
-    share = clustered_mean(below, clusters)
+    share = clustered_mean((values <= cut).astype(np.float64), clusters)
     plain = share.value * (1 - share.value) / max(share.n, 1)
     return max(1.0, share.se**2 / plain) if plain > 0 and share.df > 0 else 1.0

@@ -34,8 +34,9 @@ def mann_whitney_sorted(a: FloatArray, b: FloatArray) -> MannWhitney:
     if not (n_a and n_b):
         return MannWhitney(u=math.nan, superiority=math.nan, p_value=math.nan)
     below = np.searchsorted(a, b, side="left")
-    up_to = np.searchsorted(a, b, side="right")
-    u = (float(np.sum(below)) + float(np.sum(up_to))) / 2
+    tied = a[np.minimum(below, n_a - 1)] == b
+    ties_with_a = np.searchsorted(a, b[tied], side="right") - below[tied]
+    u = float(np.sum(below)) + float(np.sum(ties_with_a)) / 2
     # A stable sort of two ascending runs is one merge.
     pooled = np.sort(np.concatenate([a, b]), kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], pooled[1:] != pooled[:-1]]))

@@ -155,6 +155,7 @@ def evidence(changes: Mapping[str, object]) -> Evidence:
         "dispatch_lag_p99_ms": 0.05,
         "dispatch_lag_max_ms": 0.2,
         "cpu_s": 1.0,
+        "capture_cpu_s": 0.8,
         "cpu_busy_max": 0.5,
         "rss_max_bytes": 1,
         "clock_steps": 0,
