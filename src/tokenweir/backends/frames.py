@@ -94,19 +94,13 @@ class EventDecoder(Generic[Chunk]):
         if self._ended or not data:
             return []
         out: list[tuple[int, Event]] = []
-        parser = self._parser
-        if self._foreign is None and (parser is None or parser.idle) and self._regular(data, out):
-            self._base += len(data)
-            if parser is not None:
-                parser.skip(len(data))
+        if self._regular(data, out):
             return out
-        if not self._sniffed:
-            self._sniff(data)
-        if self._foreign is not None:
-            self._foreign += data[: _LONGEST_FOREIGN - len(self._foreign)]
-        else:
-            self._irregular(data, out)
-        self._base += len(data)
+        for piece in self._pieces(data):
+            if self._ended:
+                break
+            if not self._regular(piece, out):
+                self._irregular(piece, out)
         return out
 
     def end(self) -> list[tuple[int, Event]]:
@@ -124,6 +118,9 @@ class EventDecoder(Generic[Chunk]):
 
     def _regular(self, data: bytes, out: list[tuple[int, Event]]) -> bool:
         """Fold ``data`` into ``out`` if it has the regular form; if not, do nothing and return False."""
+        parser = self._parser
+        if self._foreign is not None or not (parser is None or parser.idle):
+            return False
         batch = split(data, self._base)
         if batch is None:
             return False
@@ -134,15 +131,36 @@ class EventDecoder(Generic[Chunk]):
         if len(chunks) != len(batch.ends):
             return False
         self._sniffed = True
+        self._base += len(data)
+        if parser is not None:
+            parser.skip(len(data))
         self._fold(batch, chunks, out)
         if batch.done and not self._ended:
-            self._finish(out, self._base + len(data))
+            self._finish(out, self._base)
         return True
 
+    def _pieces(self, data: bytes) -> list[bytes]:
+        """Return ``data`` cut so that a regular run in its middle is seen as one.
+
+        Before it may stand comments or the rest of a divided event; after it, the start of one.
+        """
+        idle = self._parser is None or self._parser.idle
+        start = 0 if idle and data.startswith(_OPEN) else data.find(b"\n\n" + _OPEN) + 2
+        stop = data.rfind(b"\n\n") + 2
+        if start == 1 or stop <= start:
+            return [data]
+        return [piece for piece in (data[:start], data[start:stop], data[stop:]) if piece]
+
     def _irregular(self, data: bytes, out: list[tuple[int, Event]]) -> None:
+        self._base += len(data)
+        if not self._sniffed:
+            self._sniff(data)
+        if self._foreign is not None:
+            self._foreign += data[: _LONGEST_FOREIGN - len(self._foreign)]
+            return
         if self._parser is None:
             self._parser = SseParser()
-            self._parser.skip(self._base)
+            self._parser.skip(self._base - len(data))
         if len(self._head) < 200 and not self._seq:  # noqa: PLR2004
             self._head += data[: 200 - len(self._head)]
         self._take(self._parser.feed(data), out)

@@ -37,8 +37,8 @@ SAMPLING: Final[Mapping[str, str]] = {
 
 NOT_TOLD: Final[Mapping[str, str]] = {
     "version": "the OpenAI interface does not tell it, and the server has no /version",
-    "commit": "not told over HTTP; set `commit` of the endpoint",
-    "revision": "not told over HTTP; set `revision` of the endpoint",
+    "commit": "not told over HTTP; say it with --commit",
+    "revision": "not told over HTTP; say it with --revision",
     "model": "the server lists no model",
 }
 """Why a field of the identity is unknown."""

@@ -76,7 +76,7 @@ SECRET: Final = re.compile(r"(^|_)(key|password|secret|token|credentials?)$|api_
 """Names of server arguments that must not travel into a record."""
 
 NO_FLAGS: Final = frozenset(
-    {"version", "internal_states", "status", "host", "port", "nccl_port", "dist_init_addr"}
+    {"version", "commit", "internal_states", "status", "host", "port", "nccl_port", "dist_init_addr"}
 )
 """Members of the server's information that are no engine flags, or differ between like servers."""
 
@@ -249,19 +249,24 @@ def _identity(
     name = _text(model, "served_model_name") or _text(server, "served_model_name")
     name = name or (card.id if card is not None else path)
     version, revision = _text(server, "version"), _text(server, "revision")
+    # Neither engine tells its commit, but a build or a sidecar that knows it may.
+    commit = _text(server, "commit")
     length = server.get("context_length")
     tokens = card.max_model_len if card is not None else None
-    missing: dict[str, str] = {"commit": openai.NOT_TOLD["commit"]}
+    missing: dict[str, str] = {}
+    if commit is None:
+        missing["commit"] = openai.NOT_TOLD["commit"]
     silent = "" if server else "neither /server_info nor /get_server_info answered"
     if version is None:
         missing["version"] = silent or "the server information holds no version"
     if name is None:
         missing["model"] = "neither model information nor /v1/models answered"
     if revision is None:
-        reason = f"the server was started without one (model {path!r}); set `revision` of the endpoint"
+        reason = f"the server was started without one (model {path!r}); say it with --revision"
         missing["revision"] = silent or reason
     return Identity(
         version=version,
+        commit=commit,
         model=name,
         revision=revision,
         flags={flag: value for flag, value in server.items() if _is_flag(flag, value)},

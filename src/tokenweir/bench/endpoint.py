@@ -35,6 +35,7 @@ _GOOD: Final = 200
 _REDIRECT: Final = range(300, 400)
 _ERROR: Final = 400
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _MODELS: Final = HttpRequest(method="GET", path="/v1/models")
 
 
@@ -48,24 +49,33 @@ class Forgiving(Protocol):
 
 
 class Endpoint:
-    """A server under test behind its URL. The key is sent as a bearer token and never shown.
+    """A server under test behind its URL. The key goes as a bearer token; neither it nor a header is shown.
 
     Raises:
         SpecError: ``url`` is no http or https URL.
         UnreachableError: its host is unknown.
-        ConfigError: ``key`` cannot stand in a header.
+        ConfigError: ``key`` or a header's value cannot stand in a header.
     """
 
     __slots__ = ("_backend", "_headers", "_target", "_timeout_s", "url")
 
     def __init__(
-        self, url: str, backend: Backend, *, key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        url: str,
+        backend: Backend,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self.url = url.rstrip("/")
         self._backend = backend
         self._target = parse_target(url)
         self._timeout_s = timeout_s
-        self._headers: dict[str, str] = {}
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}
+        for name, value in self._headers.items():
+            if _VALUE.fullmatch(value) is None:
+                raise ConfigError(f"the value of header {name!r} holds characters that no header may hold")
         if key is not None:
             if _KEY.fullmatch(key) is None:
                 raise ConfigError(

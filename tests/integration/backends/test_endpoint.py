@@ -138,6 +138,13 @@ def test_the_key_travels_as_a_bearer_token_and_nowhere_else(server: Server) -> N
         assert not bad or bad not in str(caught.value)
 
 
+def test_headers_of_one_s_own_travel_too(server: Server) -> None:
+    Endpoint(server.url, OpenAIBackend(), headers={"X-Team": "red"}).check("a")
+    assert server.asked[0][2]["x-team"] == "red"
+    with pytest.raises(ConfigError, match="x-team"):
+        Endpoint(server.url, OpenAIBackend(), headers={"X-Team": "red\r\nx: y"})
+
+
 def test_identity_lives_with_closed_doors(server: Server) -> None:
     server.answers["/get_server_info"] = (200, b'{"version":"1.2","tp_size":1}')
     server.answers["/server_info"] = (500, b"boom")

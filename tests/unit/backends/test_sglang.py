@@ -273,5 +273,8 @@ def test_identity_keeps_secrets_out_and_says_what_is_missing() -> None:
         "context_length": 64,
     }
     assert identity.missing.keys() == {"commit"}
+    answers[1] = HttpResponse(status=200, body=b'{"version":"1","revision":"r","commit":"c"}')
+    told = sglang().identity(answers)
+    assert (told.commit, told.flags, told.missing) == ("c", {"revision": "r"}, {})
     silent = sglang().identity([HttpResponse(status=0)] * 5)
     assert silent.missing.keys() == {"version", "commit", "model", "revision"}
