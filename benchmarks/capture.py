@@ -10,7 +10,7 @@ from tokenweir.sim.process import SimProcess
 
 STREAMS = 2000
 TOKENS = 64
-REQUESTS = 12_000
+REQUESTS = 6_000
 
 FIGURES = (
     Figure("captured", "chunks/CPU-s", (), 150_000),

@@ -20,6 +20,7 @@ from tokenweir.sim.process import SimFlags, SimProcess
 
 STEPS = 5
 _CORPUS = ("--corpus", "weir-mix", "--max-tokens", "32", "--seed", "7")
+_COMPARED = ("--metric", "ttft", "--metric", "tpot", "--metric", "output_throughput")
 _REFUSED = UnlikeError.exit_code
 
 # A server whose tokens slow down as its batch grows, before and after a change that halves the slowdown.
@@ -133,7 +134,7 @@ class Demo:
         simulator.flags(**_AFTER)
         teller.note(f"the change: batch slowdown {_SLOW} becomes {_FAST}")
         after = self._bench("after", simulated, *load)
-        words = ("compare", str(before), str(after))
+        words = ("compare", str(before), str(after), *_COMPARED)
         teller.command(self._commands.shown(*words))
         teller.text(self._commands.must("compare", *words).out)
         return before, after
@@ -200,8 +201,13 @@ class Demo:
             if load.summary.counts.errors:
                 self._teller.warn(f"{load.arrival}: failed: {load.summary.counts.errors}")
         if not run.provenance.attributed:
-            reason = "; ".join(f"{name}: {why}" for name, why in run.provenance.missing.items())
-            self._teller.note(f"unattributed ({reason})" if reason else "unattributed", style="dim")
+            unknown = [
+                name for name in ("backend_commit", "model_revision") if name in run.provenance.missing
+            ]
+            self._teller.note(
+                f"unattributed: the server does not say its {' and '.join(unknown)}, and none was stated",
+                style="dim",
+            )
 
     def _log(self, name: str) -> Path:
         directory = self._options.out / "logs"
