@@ -1,7 +1,7 @@
 """How many streamed chunks one simulator process sends, and what each costs.
 
-The client only drains its sockets. *Paced* asks for 100,000 chunks/s and shows whether the simulator keeps the
-pace and the streams; *flat out* asks for more than it can send.
+The client only drains its sockets. *Paced* asks for 100,000 chunks/s and shows whether the simulator keeps
+the pace and the streams; *flat out* asks for more than it can send.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from tokenweir.core.errors import ConfigError, InputError
 from tokenweir.core.units import parse_duration
 
 KINDS: Final = {
-    "slow-headers": "the first half of the header at once, the rest after `for`",
+    "slow-headers": "the first line of the header at once, the rest after `for`",
     "stall": "nothing for `for` before token `after`, then on as before",
     "disconnect": "the connection closes before token `after`",
     "reset": "the connection is reset before token `after`",
