@@ -9,17 +9,14 @@ from typing import Final
 import numpy as np
 
 from tokenweir.bench.records.columns import PHASES, STATUSES
-from tokenweir.bench.records.model import LoadResult
+from tokenweir.bench.records.series import bin_edge_ns
 from tokenweir.bench.report.payload import Chart, Line, Mark, numbers, rounded
-from tokenweir.bench.report.tables import IntArray, Requests, Series
+from tokenweir.bench.report.tables import Requests, Series
 from tokenweir.core.metrics.base import FloatArray
 from tokenweir.core.metrics.registry import METRICS
 
 NS_PER_MS: Final = 1e6
 NS_PER_S: Final = 1e9
-BINS_PER_OCTAVE: Final = 16
-"""``series.parquet``: bin = floor(16 · log2(latency / 1 µs))."""
-
 # Even steps through the body, then ever finer ones into the tail.
 _BODY: Final = np.arange(0.0, 0.99, 0.01)
 _TAIL: Final = 1.0 - np.power(10.0, -np.arange(2.0, 5.01, 0.125))
@@ -42,11 +39,6 @@ CDFS: Final = (
     CdfSpec("cdf-e2el", "End-to-end latency", ("e2el", "e2el_scheduled")),
     CdfSpec("cdf-lag", "Dispatch lag: the client's own delay", ("dispatch_lag",)),
 )
-
-
-def bin_edges_ms(bins: IntArray) -> FloatArray:
-    """Return the lower edges of log-latency bins, milliseconds."""
-    return np.exp2(bins / BINS_PER_OCTAVE) / 1e3
 
 
 def curve(values: FloatArray, failures: int) -> list[float]:
@@ -90,28 +82,22 @@ def request_cdfs(requests: Requests, *, slo_ms: Mapping[str, float], failures_co
     return charts
 
 
-def itl_cdf(load: LoadResult, series: Series) -> Chart | None:
-    """Return the distribution of inter-token gaps inside the measured window, from the per-second counts."""
-    second, bins, count = series.of("itl")
-    window = load.summary.window
-    inside = (second * NS_PER_S >= window.start_ns) & ((second + 1) * NS_PER_S <= window.end_ns)
-    if not inside.any():
-        inside = np.ones(len(second), dtype=np.bool_)
-    if not len(second):
-        return None
-    lowest, highest = int(bins[inside].min()), int(bins[inside].max())
-    counts = np.bincount(bins[inside] - lowest, weights=count[inside], minlength=highest - lowest + 1)
-    total = float(counts.sum())
+def itl_cdf(series: Series) -> Chart | None:
+    """Return the distribution of the measured phase's inter-token gaps, from the per-second counts."""
+    _, bins, count = series.of("itl")
+    total = int(count.sum())
     if not total:
         return None
-    edges = bin_edges_ms(np.arange(lowest, highest + 2))
+    lowest, highest = int(bins.min()), int(bins.max())
+    counts = np.bincount(bins - lowest, weights=count, minlength=highest - lowest + 1)
+    edges = bin_edge_ns(np.arange(lowest, highest + 2)) / NS_PER_MS
     shares = np.concatenate([[0.0], np.cumsum(counts) / total])
     lines = [
         Line(name="itl", role="main", x=numbers(edges), y=[rounded(float(share), 7) for share in shares])
     ]
     spec = CdfSpec("cdf-itl", "Inter-token latency", ("itl",))
     caption = "Gaps between output tokens, all requests together, in bins 4.4 % wide."
-    return _cdf(spec, lines, n=int(total), marks=[], caption=caption)
+    return _cdf(spec, lines, n=total, marks=[], caption=caption)
 
 
 def _cdf(spec: CdfSpec, lines: list[Line], *, n: int, marks: list[Mark], caption: str) -> Chart:

@@ -9,7 +9,8 @@ import numpy as np
 
 from tokenweir.bench.records.columns import STATUSES
 from tokenweir.bench.records.model import LoadResult
-from tokenweir.bench.report.latencies import NS_PER_MS, NS_PER_S, bin_edges_ms
+from tokenweir.bench.records.series import BINS_PER_OCTAVE, bin_edge_ns
+from tokenweir.bench.report.latencies import NS_PER_MS, NS_PER_S
 from tokenweir.bench.report.payload import Chart, Heat, Line, instants, numbers
 from tokenweir.bench.report.tables import IntArray, Requests, Series
 from tokenweir.core.metrics.base import FloatArray
@@ -131,8 +132,8 @@ def heat_map(series: Series, span: Span) -> Heat | None:
     grid = np.bincount(place * rows + (bins - lowest) // group, weights=count, minlength=columns * rows)
     filled = np.flatnonzero(grid)
     cells = np.column_stack([filled // rows, filled % rows, grid[filled].astype(np.int64)])
-    edges = bin_edges_ms(lowest + group * np.arange(rows + 1))
-    wide = 100 * (2 ** (group / 16) - 1)
+    edges = bin_edge_ns(lowest + group * np.arange(rows + 1)) / NS_PER_MS
+    wide = 100 * (2 ** (group / BINS_PER_OCTAVE) - 1)
     return Heat(
         id="heat-itl",
         title="Inter-token latency over time",
@@ -162,8 +163,9 @@ def _per_bin(
     """Return each bin's middle, its total, and how many of its seconds the load covers."""
     origin = int(span.start)
     bins = max(1, -(-int(np.ceil(span.end) - origin) // width))
-    place = np.clip((second - origin) // width, 0, bins - 1)
-    total = np.bincount(place, weights=count, minlength=bins).astype(np.float64)
+    place = (second - origin) // width
+    inside = (place >= 0) & (place < bins)
+    total = np.bincount(place[inside], weights=count[inside], minlength=bins).astype(np.float64)
     left = origin + width * np.arange(bins, dtype=np.float64)
     begins = np.maximum(left, span.start)
     ends = np.minimum(left + width, span.end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,15 @@ from tokenweir.bench.report.timeline import MAX_ROWS, timeline
 _FEW_LOADS: Final = 8
 _FEWEST_ROWS: Final = 60
 _ASSETS: Final = resources.files("tokenweir.bench.report") / "assets"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The tables of one load point."""
+
+    run_dir: Path
+    requests: Requests
+    series: Series | None
 
 
 def render(run_dir: Path) -> Path:
@@ -82,7 +92,7 @@ def _payload(run: Run, run_dir: Path) -> Payload:
     series = read_series(run_dir)
     limits = wording.slo_ms(run)
     loads = [
-        _load(run, load, requests[load.index], series.get(load.index))
+        _load(run, load, _Tables(run_dir, requests[load.index], series.get(load.index)))
         for load in run.loads
         if load.index in requests
     ]
@@ -95,7 +105,14 @@ def _payload(run: Run, run_dir: Path) -> Payload:
     )
 
 
-def _load(run: Run, load: LoadResult, requests: Requests, series: Series | None) -> Load:
+def _stall_ms(load: LoadResult) -> float | None:
+    """Return what counts as a stall: a gap longer than 99 % of all gaps."""
+    metric = load.summary.metrics.get("itl")
+    return float(metric.p99) if metric and isinstance(metric.p99, int | float) else None
+
+
+def _load(run: Run, load: LoadResult, tables: _Tables) -> Load:
+    requests, series = tables.requests, tables.series
     span = span_of(load, requests)
     failures_count = wording.part(run, "measurement").get("failures_as_infinite") is True
     charts = request_cdfs(requests, slo_ms=wording.slo_ms(run), failures_count=failures_count)
@@ -104,7 +121,7 @@ def _load(run: Run, load: LoadResult, requests: Requests, series: Series | None)
     charts += [ttft] if ttft else []
     heat = None
     if series is not None:
-        itl = itl_cdf(load, series)
+        itl = itl_cdf(series)
         charts += [itl] if itl else []
         charts += throughput_over_time(series, span)
         heat = heat_map(series, span)
@@ -113,7 +130,7 @@ def _load(run: Run, load: LoadResult, requests: Requests, series: Series | None)
         arrival=load.arrival,
         charts=charts,
         heat=heat,
-        timeline=timeline(requests, span, most),
+        timeline=timeline(tables.run_dir, requests, span, most=most, stall_ms=_stall_ms(load)),
     )
 
 

@@ -66,7 +66,11 @@ class Heat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests as bars. A row is request, phase, status, then seconds: scheduled, sent, first token, end."""
+    """Requests as bars. A row is request, phase, status, then seconds: scheduled, sent, first token, end.
+
+    ``stalls`` has, for each row, begin and end in seconds of gaps longer than ``stall_ms``; it is empty where
+    single chunks were not kept.
+    """
 
     id: str
     title: str
@@ -74,6 +78,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[str]
     statuses: list[str]
     rows: list[list[Number]]
+    stalls: list[list[float]]
+    stall_ms: Number
     aligned: bool
     shade: tuple[float, float] | None
 

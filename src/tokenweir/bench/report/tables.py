@@ -13,11 +13,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenweir.bench.records.columns import PHASES, STATUSES
 from tokenweir.bench.records.frames import codes, integers, numbers
-from tokenweir.bench.records.rundir import REQUESTS_FILE, SERIES_FILE
+from tokenweir.bench.records.rundir import CHUNKS_FILE, REQUESTS_FILE, SERIES_FILE
+from tokenweir.bench.records.series import METRICS
 from tokenweir.core.errors import RecordError
 from tokenweir.core.metrics.base import FloatArray
 
@@ -32,7 +34,6 @@ TIMES: Final = (
     "end_ns",
     "output_tokens",
 )
-SERIES_METRICS: Final = ("ttft", "itl", "e2el", "sent", "completed", "failed", "output_tokens", "in_flight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The per-second counts of one load point; ``metric`` indexes ``SERIES_METRICS``."""
+    """The per-second counts of one load point; ``metric`` indexes ``METRICS``."""
 
     second: IntArray
     metric: CodeArray
@@ -66,7 +67,7 @@ class Series:
 
     def of(self, metric: str) -> tuple[IntArray, IntArray, IntArray]:
         """Return second, bin and count of one metric."""
-        chosen = self.metric == SERIES_METRICS.index(metric)
+        chosen = self.metric == METRICS.index(metric)
         return self.second[chosen], self.bin[chosen], self.count[chosen]
 
 
@@ -100,7 +101,7 @@ def read_series(run_dir: Path) -> dict[int, Series]:
     """
     table = _read(run_dir / SERIES_FILE, ["load", "second", "metric", "bin", "count"])
     load = integers(table, "load", -1)
-    metric = codes(table, "metric", SERIES_METRICS)
+    metric = codes(table, "metric", METRICS)
     second, bins, count = (integers(table, name, 0) for name in ("second", "bin", "count"))
     return {
         int(index): Series(
@@ -113,9 +114,23 @@ def read_series(run_dir: Path) -> dict[int, Series]:
     }
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def read_chunk_times(run_dir: Path, requests: IntArray) -> tuple[IntArray, FloatArray] | None:
+    """Return request and arrival (ns) of the chunks of some requests; ``None`` where chunks were not kept.
+
+    Raises:
+        RecordError: ``chunks.parquet`` is damaged.
+    """
+    path = run_dir / CHUNKS_FILE
+    if not path.exists():
+        return None
+    chosen = pc.field("request").isin(pa.array(requests))
+    table = _read(path, ["request", "received_ns"], chosen)
+    return integers(table, "request", -1), numbers(table, ("received_ns",))["received_ns"]
+
+
+def _read(path: Path, columns: list[str], chosen: pc.Expression | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path, columns=columns, filters=chosen)
     except FileNotFoundError as error:
         raise RecordError(f"{str(path)!r} is missing", mend="the run directory is incomplete") from error
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from tokenweir.bench.records.columns import PHASES, STATUSES
-from tokenweir.bench.report.latencies import NS_PER_S
+from tokenweir.bench.report.latencies import NS_PER_MS, NS_PER_S
 from tokenweir.bench.report.overtime import Span
-from tokenweir.bench.report.payload import Timeline, instants
-from tokenweir.bench.report.tables import IntArray, Requests
+from tokenweir.bench.report.payload import Timeline, instants, rounded
+from tokenweir.bench.report.tables import IntArray, Requests, read_chunk_times
+from tokenweir.core.metrics.base import FloatArray
 
 MAX_ROWS: Final = 400
 _SPREAD: Final = 320
 _SLOWEST: Final = 40
 _FAILED: Final = 40
+_STALLS: Final = 6
 # Bars shorter than this share of the time shown are better compared from a common start.
 _VISIBLE: Final = 0.08
 
@@ -35,8 +39,13 @@ def sample(requests: Requests, most: int = MAX_ROWS) -> IntArray:
     return np.unique(np.concatenate([spread, slowest, failed]).astype(np.int64))
 
 
-def timeline(requests: Requests, span: Span, most: int = MAX_ROWS) -> Timeline | None:
-    """Return at most ``most`` requests as bars, in order of their scheduled time."""
+def timeline(
+    run_dir: Path, requests: Requests, span: Span, *, most: int = MAX_ROWS, stall_ms: float | None = None
+) -> Timeline | None:
+    """Return at most ``most`` requests as bars, in order of their scheduled time.
+
+    Where single chunks were kept, gaps longer than ``stall_ms`` are marked in the bars.
+    """
     total = len(requests.number)
     if not total:
         return None
@@ -48,6 +57,8 @@ def timeline(requests: Requests, span: Span, most: int = MAX_ROWS) -> Timeline |
         [float(requests.number[place]), float(requests.phase[place]), float(requests.status[place]), *moments]
         for place, moments in zip(places.tolist(), zip(*times, strict=True), strict=True)
     ]
+    chunks = read_chunk_times(run_dir, requests.number[places]) if stall_ms is not None else None
+    marked = stalls(requests.number[places].tolist(), chunks, stall_ms)
     length = (requests.columns["end_ns"][places] - requests.columns["scheduled_ns"][places]) / NS_PER_S
     length = length[np.isfinite(length)]
     aligned = bool(len(length)) and float(np.median(length)) < _VISIBLE * (span.end - span.start)
@@ -58,9 +69,29 @@ def timeline(requests: Requests, span: Span, most: int = MAX_ROWS) -> Timeline |
         phases=list(PHASES),
         statuses=list(STATUSES),
         rows=rows,
+        stalls=marked,
+        stall_ms=rounded(stall_ms) if marked else None,
         aligned=aligned,
         shade=span.window,
     )
+
+
+def stalls(
+    numbers: Sequence[int], chunks: tuple[IntArray, FloatArray] | None, stall_ms: float | None
+) -> list[list[float]]:
+    """Return begin and end, in seconds, of the longest gaps above ``stall_ms`` of each request, flat."""
+    if chunks is None or stall_ms is None:
+        return []
+    request, received = chunks
+    gap = np.diff(received)
+    long = np.flatnonzero((gap > stall_ms * NS_PER_MS) & (request[1:] == request[:-1]))
+    long = long[np.argsort(-gap[long], kind="stable")]
+    found: dict[int, list[float]] = {number: [] for number in numbers}
+    for place in long.tolist():
+        times = found.get(int(request[place]), [])
+        if len(times) < 2 * _STALLS:
+            times += [round(float(received[place + part]) / NS_PER_S, 4) for part in (0, 1)]
+    return list(found.values())
 
 
 def _rule(total: int, shown: int) -> str:

@@ -9,7 +9,7 @@ from tests.factories.runs import RunShape, make_run
 from tokenweir.bench.report.overtime import heat_map, span_of, throughput_over_time, ttft_over_time
 from tokenweir.bench.report.sweep import axis_of, pareto, sweep_charts
 from tokenweir.bench.report.tables import read_requests, read_series
-from tokenweir.bench.report.timeline import MAX_ROWS, sample, timeline
+from tokenweir.bench.report.timeline import MAX_ROWS, sample, stalls, timeline
 
 SWEEP = ("concurrency=64", "concurrency=1", "concurrency=8")
 
@@ -53,7 +53,7 @@ def test_the_heat_map_counts_every_gap(tmp_path: Path) -> None:
 def test_a_small_run_is_shown_whole_a_large_one_by_a_stated_rule(tmp_path: Path) -> None:
     small = make_run(tmp_path / "small", n=100)
     requests = read_requests(tmp_path / "small")[0]
-    whole = timeline(requests, span_of(small.loads[0], requests))
+    whole = timeline(tmp_path, requests, span_of(small.loads[0], requests))
     assert whole is not None
     assert len(whole.rows) == 100
     assert "All 100 requests" in whole.caption
@@ -97,3 +97,19 @@ def test_the_frontier_holds_what_no_other_beats(tmp_path: Path) -> None:
         ]
         assert point.frontier is not any(beaten)
         assert not point.trusted
+
+
+def test_stalls_are_the_longest_gaps_within_a_request() -> None:
+    request = np.array([4, 4, 4, 7, 7], dtype=np.int64)
+    received = np.array([0.0, 1e9, 1.1e9, 5e9, 5.3e9])
+    assert stalls([4, 7, 9], (request, received), 200.0) == [[0.0, 1.0], [5.0, 5.3], []]
+    assert stalls([4], None, 200.0) == []
+
+
+def test_stalls_are_marked_where_chunks_were_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, n=50, shape=RunShape(chunks=True))
+    requests = read_requests(tmp_path)[0]
+    drawn = timeline(tmp_path, requests, span_of(run.loads[0], requests), stall_ms=0.001)
+    assert drawn is not None
+    assert len(drawn.stalls) == len(drawn.rows)
+    assert all(marks for marks in drawn.stalls)

@@ -54,7 +54,7 @@ def test_counting_failures_as_infinite_adds_them_to_n(tmp_path: Path) -> None:
 
 def test_gaps_come_from_the_counts_and_lie_within_a_bin(tmp_path: Path) -> None:
     run = make_run(tmp_path, n=300, shape=RunShape(loads=("concurrency=4",), tokens=64))
-    chart = itl_cdf(run.loads[0], read_series(tmp_path)[0])
+    chart = itl_cdf(read_series(tmp_path)[0])
     assert chart is not None
     shares = np.array(chart.lines[0].y, dtype=float)
     middle = np.interp(0.5, shares, np.array(chart.lines[0].x, dtype=float))

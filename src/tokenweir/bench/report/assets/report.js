@@ -180,6 +180,7 @@ function timelineFigure(host, timeline) {
   const toggle = html("button", { type: "button", "aria-pressed": String(state.aligned) }, "From a common start");
   const keyNames = [["lag", "waiting to be sent"], ["wait", "waiting for the first token"], ["decode", "receiving"], ["failed", "failed"], ["cancelled", "cancelled"]];
   const used = keyNames.filter(([name]) => !["failed", "cancelled"].includes(name) || timeline.rows.some((row) => status(row) === name));
+  if (timeline.stall_ms) used.push(["stall", `gap above ${withUnit(timeline.stall_ms, "ms")}, the p99`]);
   const span = (a, b) => (a === null || b === null ? null : (b - a) * 1000);
   const draw = (width) => {
     const thick = Math.max(1.6, Math.min(14, 720 / timeline.rows.length));
@@ -203,11 +204,13 @@ function timelineFigure(host, timeline) {
       if (status(row) === "completed") {
         bar("wait", dim, row, place, sent, first ?? end);
         bar("decode", dim, row, place, first, end);
+        const stalls = timeline.stalls[place] ?? [];
+        for (let k = 0; k < stalls.length; k += 2) bar("stall", dim, row, place, stalls[k], stalls[k + 1]);
       } else {
         bar(status(row) === "failed" ? "failed" : "cancelled", dim, row, place, sent ?? scheduled, end ?? first ?? sent ?? scheduled);
       }
     });
-    for (const [key, d] of paths) root.append(svg("path", { class: key, d }));
+    for (const [key, d] of [...paths].sort((a, b) => a[0].startsWith("stall") - b[0].startsWith("stall"))) root.append(svg("path", { class: key, d }));
     if (!state.aligned && timeline.shade) shade(root, x, timeline.shade, domain, height);
     const box = svg("rect", { class: "hover", visibility: "hidden", x: MARGIN.left, width: width - MARGIN.left - MARGIN.right, height: thick });
     root.append(box);
