@@ -96,7 +96,7 @@ def _write(console: Console, one: PairComparison, confidence: float, *, colour: 
     console.print()
     console.print(
         Text(
-            f"Intervals at {confidence:.0%} confidence. "
+            f"Intervals at {100 * confidence:.4g} % confidence. "
             "The outcome is by Holm's p over all metrics and loads; "
             "± is the smallest change that would have been found (80 % power). "
             "Rank p: Mann-Whitney, as though requests were independent."

@@ -139,7 +139,7 @@ def _detectable(speed: Sequence[tuple[LoadComparison, Contrast]], confidence: fl
     if not found:
         return ""
     names = ", ".join(list(found.values())[:_NAMED])
-    return f"; smallest detectable: {names} ({confidence:.0%} confidence, 80 % power)"
+    return f"; smallest detectable: {names} ({100 * confidence:.4g} % confidence, 80 % power)"
 
 
 def _doubt(loads: Sequence[LoadComparison]) -> str:
@@ -184,6 +184,6 @@ def warnings(a: Side, b: Side, loads: Sequence[LoadComparison]) -> tuple[str, ..
         share = load.answers.share
         if share is not None and share < 1:
             found.append(
-                f"answers changed at {load.arrival}: {share:.1%} of {load.answers.compared} pairs are equal"
+                f"answers changed at {load.arrival}: {100 * share:.1f} % of {load.answers.compared} pairs are equal"
             )
     return tuple(found)

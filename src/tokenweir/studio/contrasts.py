@@ -295,11 +295,13 @@ def _output_tokens(rows: Rowset, edges: FloatArray) -> FloatArray:
     columns = rows.columns
     first, last, tokens = columns["first_token_ns"], columns["last_token_ns"], columns["output_tokens"]
     spread = (tokens > 1) & (last > first)
-    at_once = (tokens > 0) & ~spread & ~np.isnan(first)
+    # An answer that was not streamed came whole with its last byte.
+    came = np.where(np.isnan(first), columns["end_ns"], first)
+    at_once = (tokens > 0) & ~spread & ~np.isnan(came)
     pace = (tokens[spread] - 1) / (last[spread] - first[spread])
     reached = elapsed(first[spread], edges, pace) - elapsed(last[spread], edges, pace)
     steps = np.histogram(first[spread], edges)[0]
-    steps = steps + np.histogram(first[at_once], edges, weights=tokens[at_once])[0]
+    steps = steps + np.histogram(came[at_once], edges, weights=tokens[at_once])[0]
     return np.diff(reached) + steps
 
 

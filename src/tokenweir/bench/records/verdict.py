@@ -65,12 +65,12 @@ def _against(evidence: Evidence, reads: Reads) -> Iterator[str]:
     if lag is not None and lag > limit:
         yield f"dispatch lag p99 is {lag:.3g} ms, above {limit:.3g} ms"
     if evidence.cpu_busy_max > CPU_BUSY_MAX:
-        yield f"the busiest worker used {evidence.cpu_busy_max:.0%} of a core, above {CPU_BUSY_MAX:.0%}"
+        yield f"the busiest worker used {100 * evidence.cpu_busy_max:.0f} % of a core, above {100 * CPU_BUSY_MAX:.0f} %"
     if reads.gaps and reads.gaps_excluded >= GAPS_EXCLUDED_MAX * reads.gaps:
         share = reads.gaps_excluded / reads.gaps
         yield (
-            f"{share:.2%} of the gaps touch a read that held several chunks, "
-            f"{GAPS_EXCLUDED_MAX:.0%} or more: chunks came together, or the client read late"
+            f"{100 * share:.2f} % of the gaps touch a read that held several chunks, "
+            f"{100 * GAPS_EXCLUDED_MAX:.0f} % or more: chunks came together, or the client read late"
         )
     if evidence.timestamp_source == "user" and evidence.in_flight_max > USER_CLOCK_STREAMS:
         yield (
@@ -82,10 +82,10 @@ def _against(evidence: Evidence, reads: Reads) -> Iterator[str]:
     if evidence.open_loop and evidence.sent < SENT_MIN * evidence.scheduled:
         yield (
             f"{evidence.sent} of {evidence.scheduled} scheduled requests were sent inside the window, "
-            f"below {SENT_MIN:.0%}"
+            f"below {100 * SENT_MIN:.0f} %"
         )
     if evidence.steal_ratio is not None and evidence.steal_ratio > STEAL_MAX:
-        yield f"the machine's host took {evidence.steal_ratio:.0%} of its CPU time, above {STEAL_MAX:.0%}"
+        yield f"the machine's host took {100 * evidence.steal_ratio:.0f} % of its CPU time, above {100 * STEAL_MAX:.0f} %"
 
 
 def _in_favour(evidence: Evidence, reads: Reads) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _in_favour(evidence: Evidence, reads: Reads) -> Iterator[str]:
             f"dispatch lag p99 is {evidence.dispatch_lag_p99_ms:.3g} ms, "
             f"within {lag_limit_ms(evidence):.3g} ms"
         )
-    yield f"the busiest worker used {evidence.cpu_busy_max:.0%} of a core"
+    yield f"the busiest worker used {100 * evidence.cpu_busy_max:.0f} % of a core"
     if reads.gaps:
-        yield f"{reads.gaps_excluded / reads.gaps:.2%} of the gaps touch a read that held several chunks"
+        yield f"{100 * reads.gaps_excluded / reads.gaps:.2f} % of the gaps touch a read that held several chunks"
     yield f"arrival is stamped by the {'kernel' if evidence.timestamp_source == 'kernel' else 'client'}"

@@ -10,12 +10,11 @@ from tokenweir.core.metrics.base import NEVER, Columns, FloatArray, Metric, defi
 def _mean_gap(columns: Columns) -> FloatArray:
     """Formula: mean of the gaps between chunks, where each chunk was one token.
 
-    Engines count the end-of-text token, which has no text and so no chunk: one chunk fewer than tokens still
-    is a chunk per token. With fewer chunks than that, a gap held several tokens and is no inter-token gap.
-    Where the number of tokens is unknown, a chunk is taken as a token.
+    Engines count the end-of-text token, which has no text and in some no chunk: one chunk fewer than tokens still
+    is a chunk per token. Any other number of chunks means that a gap is no inter-token gap.
     """
-    several = columns["chunks"] < columns["output_tokens"] - 1
-    return defined(~several, columns["icl_mean_ns"])
+    tokens, chunks = columns["output_tokens"], columns["chunks"]
+    return defined((chunks == tokens) | (chunks == tokens - 1), columns["icl_mean_ns"])
 
 
 ITL_REQUEST: Final = Metric(
