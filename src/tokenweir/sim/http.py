@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import ClassVar, Final
 
@@ -15,6 +16,9 @@ _DIGITS: Final = re.compile(rb"[0-9]+")
 _HEX: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _MAX_CHUNK_LINE: Final = 4096
 _REQUEST_LINE_PARTS: Final = 3
+_MAX_LENGTH_DIGITS: Final = 18
+_FAR_TOO_LONG: Final = 1 << 62
+_SHORT_HEAD: Final = 1024
 
 
 class HttpError(InputError):
@@ -28,13 +32,10 @@ class HttpError(InputError):
         self.status = status
 
 
-class Request:
-    """A whole request. ``path`` has no query; header names are lower-case; ``keep_alive`` its wish.
+class Head:
+    """What stands before a body. ``length`` is the body's, −1 where it is chunked; ``modern`` is HTTP/1.1."""
 
-    ``modern`` is false for HTTP/1.0.
-    """
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "modern", "path", "query")
+    __slots__ = ("expects_continue", "headers", "keep_alive", "length", "method", "modern", "path", "query")
 
     def __init__(self, line: bytes, headers: dict[bytes, bytes]) -> None:
         parts = line.split(b" ")
@@ -42,19 +43,71 @@ class Request:
             len(parts) != _REQUEST_LINE_PARTS
             or not _TOKEN.fullmatch(parts[0])
             or not _TARGET.fullmatch(parts[1])
+            or not parts[2].startswith(b"HTTP/")
         ):
-            raise HttpError(400, f"no HTTP request line: {line[:80]!r}")
-        if not parts[2].startswith(b"HTTP/"):
             raise HttpError(400, f"no HTTP request line: {line[:80]!r}")
         if parts[2] not in {b"HTTP/1.1", b"HTTP/1.0"}:
             raise HttpError(505, f"unknown HTTP version {parts[2][:16]!r}")
         self.method = parts[0].decode("ascii")
-        path, _, self.query = parts[1].decode("ascii").partition("?")
-        self.path = path
+        self.path, _, self.query = parts[1].decode("ascii").partition("?")
         self.headers = headers
         self.modern = parts[2] == b"HTTP/1.1"
         wish = headers.get(b"connection", b"").lower()
         self.keep_alive = b"close" not in wish if self.modern else b"keep-alive" in wish
+        self.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.length = _body_length(headers)
+
+
+def _body_length(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length")
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise HttpError(400, "a body has a content-length or is chunked, not both")
+        if coding.lower() != b"chunked":
+            raise HttpError(501, f"unknown transfer-encoding {coding[:40]!r}")
+        return -1
+    if length is None:
+        return 0
+    if not _DIGITS.fullmatch(length):
+        raise HttpError(400, f"content-length {length[:40]!r} is no number")
+    return int(length) if len(length) <= _MAX_LENGTH_DIGITS else _FAR_TOO_LONG
+
+
+def _read_head(data: bytes) -> Head:
+    """Return what the bytes before a blank line say. Raises HttpError."""
+    line, _, rest = data.partition(b"\r\n")
+    headers: dict[bytes, bytes] = {}
+    for one in rest.split(b"\r\n") if rest else ():
+        name, colon, value = one.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise HttpError(400, f"no HTTP header: {one[:80]!r}")
+        name = name.lower()
+        if name in headers and name in {b"content-length", b"transfer-encoding", b"host"}:
+            raise HttpError(400, f"the header {name.decode('ascii')} comes twice")
+        headers[name] = value.strip(b" \t")
+    return Head(line, headers)
+
+
+# A client's heads are alike to the byte, so most are read once.
+_read_short_head = lru_cache(maxsize=1024)(_read_head)
+
+
+class Request:
+    """A whole request. ``path`` has no query; header names are lower-case; ``keep_alive`` is its wish.
+
+    ``modern`` is false for HTTP/1.0. ``headers`` may be shared with other requests.
+    """
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "modern", "path", "query")
+
+    def __init__(self, head: Head) -> None:
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
+        self.headers = head.headers
+        self.modern = head.modern
+        self.keep_alive = head.keep_alive
         self.body: bytes = b""
 
 
@@ -126,40 +179,16 @@ class RequestParser:
         """Keep ``data`` for a later :meth:`feed`."""
         self._buffer += data
 
-    def _begin(self, head: bytes) -> Request:
-        line, _, rest = head.partition(b"\r\n")
-        headers: dict[bytes, bytes] = {}
-        for one in rest.split(b"\r\n") if rest else ():
-            name, colon, value = one.partition(b":")
-            if not colon or not _TOKEN.fullmatch(name):
-                raise HttpError(400, f"no HTTP header: {one[:80]!r}")
-            name = name.lower()
-            if name in headers and name in {b"content-length", b"transfer-encoding", b"host"}:
-                raise HttpError(400, f"the header {name.decode('ascii')} comes twice")
-            headers[name] = value.strip(b" \t")
-        request = Request(line, headers)
-        self._wanted, self._chunked = self._framing(headers)
-        self._body = []
-        if headers.get(b"expect", b"").lower() == b"100-continue":
-            self.expects_continue = True
-        return request
-
-    def _framing(self, headers: dict[bytes, bytes]) -> tuple[int, bool]:
-        length = headers.get(b"content-length")
-        coding = headers.get(b"transfer-encoding")
-        if coding is not None:
-            if length is not None:
-                raise HttpError(400, "a body has a content-length or is chunked, not both")
-            if coding.lower() != b"chunked":
-                raise HttpError(501, f"unknown transfer-encoding {coding[:40]!r}")
-            return 0, True
-        if length is None:
-            return 0, False
-        if not _DIGITS.fullmatch(length):
-            raise HttpError(400, f"content-length {length[:40]!r} is no number")
-        if len(length) > len(str(self._max_body)) + 8 or int(length) > self._max_body:
+    def _begin(self, data: bytes) -> Request:
+        head = _read_short_head(data) if len(data) <= _SHORT_HEAD else _read_head(data)
+        if head.length > self._max_body:
             raise HttpError(413, f"the body is longer than {self._max_body} bytes")
-        return int(length), False
+        self._chunked = head.length < 0
+        self._wanted = max(head.length, 0)
+        self._body = []
+        if head.expects_continue:
+            self.expects_continue = True
+        return Request(head)
 
     def _feed_chunks(self, request: Request, buffer: bytes) -> Request | None:
         """Take whole chunks off ``buffer``; ``_wanted`` counts the body so far, −1: trailers follow."""
