@@ -156,10 +156,8 @@ class BenchOptions(SettingsModel):
 
     def check(self) -> None:
         """Read every value and refuse what contradicts itself. Raises InputError."""
-        if urlsplit(self.url).scheme not in {"http", "https"} or not _host(self.url):
-            raise SpecError(
-                f"the URL {self.url!r} is no http:// or https:// address", mend="write http://HOST:PORT"
-            )
+        if not _is_http(self.url):
+            raise SpecError(f"the URL {self.url!r} is no http:// address", mend="write http://HOST:PORT")
         for value in (self.temperature, self.top_p, self.presence_penalty, self.frequency_penalty):
             if value is not None and not math.isfinite(value):
                 raise SpecError(f"{value!r} is no number to sample with", mend="write a finite one")
@@ -341,11 +339,12 @@ def _agreed(flag: str, stated: str | None, said: str | None) -> str | None:
     return said
 
 
-def _host(url: str) -> str | None:
+def _is_http(url: str) -> bool:
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
     except ValueError:
-        return None
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
 def _kind_mend(*, embeds: bool) -> str:

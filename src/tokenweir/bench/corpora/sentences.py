@@ -69,7 +69,7 @@ class Sentences:
         return texts
 
     def _join(self, start: int, length: int, *, tagged: bool) -> str | None:
-        """Return sentences of ``length`` tokens from ``start`` on, or ``None`` where the last cannot be cut."""
+        """Return sentences of ``length`` tokens from ``start`` on, or ``None``: its last cannot be cut."""
         parts: list[str] = []
         missing, at = length, start
         while missing > 0:
