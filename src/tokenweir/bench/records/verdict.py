@@ -85,7 +85,8 @@ def _against(evidence: Evidence, reads: Reads) -> Iterator[str]:
             f"below {100 * SENT_MIN:.0f} %"
         )
     if evidence.steal_ratio is not None and evidence.steal_ratio > STEAL_MAX:
-        yield f"the machine's host took {100 * evidence.steal_ratio:.0f} % of its CPU time, above {100 * STEAL_MAX:.0f} %"
+        taken = f"{100 * evidence.steal_ratio:.0f} %"
+        yield f"the machine's host took {taken} of its CPU time, above {100 * STEAL_MAX:.0f} %"
 
 
 def _in_favour(evidence: Evidence, reads: Reads) -> Iterator[str]:

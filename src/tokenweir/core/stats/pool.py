@@ -29,6 +29,7 @@ _READ: Final = 1 << 20
 _MAGIC: Final = b"weirpool"
 _FOOTER: Final = struct.Struct("<qqq8s")
 _WORD: Final = 8
+_NARROW: Final = 2**32 - 1
 
 
 class _Moments(msgspec.Struct, kw_only=True):
@@ -73,7 +74,7 @@ class Pool:
         self._file: BinaryIO | None = path.open("wb") if path else None
         self._histogram = LogHistogram()
         self._moments = _Moments()
-        self._held: list[Ints] = []
+        self._held: list[npt.NDArray[np.int64 | np.uint32]] = []
         self._stored: list[_Stored] = []
         self._waiting: list[Ints] = []
         self._waiting_count = 0
@@ -124,7 +125,7 @@ class Pool:
         self._histogram.merge(other._histogram)
         self._stored += other._stored
         for block in other._held:
-            self._keep(block)
+            self._keep(block.astype(np.int64))
         self._let_go()
 
     def percentiles(self, percents: Sequence[float]) -> FloatArray:
@@ -161,6 +162,9 @@ class Pool:
         """
         self._settle()
         if self._file:
+            for stored in self._stored:
+                for block in stored.blocks():
+                    block.tofile(self._file)
             self._finish(self._file)
             self._file = None
         elif path:
@@ -203,9 +207,13 @@ class Pool:
         return made
 
     def _blocks(self) -> Iterator[Ints]:
-        yield from self._held
+        for held in self._held:
+            yield held.astype(np.int64)
         for stored in self._stored:
             yield from stored.blocks()
+        if self._file and self._path:
+            self._file.flush()
+            yield from _Stored(self._path, self._file.tell() // _WORD).blocks()
 
     def _settle(self) -> None:
         """Count what waits. The block is written, kept or let go."""
@@ -227,6 +235,9 @@ class Pool:
             return
         if self._file:
             block.tofile(self._file)
+        elif block.min() >= 0 and block.max() <= _NARROW:
+            # Half the memory, for what lasts no longer than 4.29 s: nearly every gap.
+            self._held.append(block.astype(np.uint32))
         else:
             self._held.append(block)
 

@@ -107,6 +107,22 @@ def test_a_pool_can_go_on_after_a_merge_in_memory() -> None:
     assert other.n == 2
 
 
+def test_a_pool_that_is_being_written_answers_already(tmp_path: Path) -> None:
+    pool, other = Pool(tmp_path / "pool"), Pool()
+    pool.add(ints([1, 5, 9]))
+    assert pool.percentiles([0, 50, 100]).tolist() == [1, 5, 9]
+    other.add(ints([2**33, -4]))
+    pool.merge(other)
+    pool.add(ints([7]))
+    assert pool.percentiles([0, 50, 100]).tolist() == [-4, 6, 2**33]
+    saved = Pool()
+    saved.add(ints([8, 8]))
+    saved.save(tmp_path / "saved")
+    pool.merge(Pool.load(tmp_path / "saved"))
+    pool.save()
+    assert Pool.load(tmp_path / "pool").percentiles([0, 50, 100]).tolist() == [-4, 7.5, 2**33]
+
+
 def test_an_unfinished_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(b"\0" * 800)
     (tmp_path / "empty").write_bytes(b"")
