@@ -1,5 +1,8 @@
 """Small real tokenizers of the three usual families, trained on the shipped prose."""
 
+# The stubs of tokenizers leave some keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -232,7 +232,7 @@ def test_notations(text: str, loads: tuple[Arrival, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("concurency=4", "did you mean concurrency?"),
+        ("concurrenzy=4", "did you mean concurrency?"),
         ("nonsense(3)", "the processes are concurrency"),
         ("", "names no arrival process"),
         ("5", "names no arrival process"),
