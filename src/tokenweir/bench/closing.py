@@ -27,6 +27,7 @@ from tokenweir.bench.records.rundir import (
 )
 from tokenweir.core.errors import WeirError
 from tokenweir.core.provenance import Provenance
+from tokenweir.core.spec import public_flags
 from tokenweir.telemetry.build import commit
 
 
@@ -90,7 +91,7 @@ def _parts(measurement: Measurement) -> list[Measured]:
     origin = measurement.points[0].start_ns if measurement.points else 0
     return [
         Measured(
-            index=point.index,
+            load=point.load,
             folders=point.folders,
             arrival=point.arrival.text,
             asked_rate=point.arrival.asked_rate,
@@ -114,7 +115,7 @@ def _chunks(measurement: Measurement, metadata: Mapping[str, str]) -> list[str]:
     settings = measurement.settings
     wanted = measurement.options.chunks or settings.chunks
     kind = chunk_type(true_times=measurement.options.backend == "sim")
-    parts = [(point.index, folder) for point in measurement.points for folder in point.folders]
+    parts = [(point.load, folder) for point in measurement.points for folder in point.folders]
     count = count_chunks([folder for _, folder in parts], kind)
     if wanted == "never" or not count:
         return []
@@ -144,8 +145,6 @@ def _provenance(measurement: Measurement) -> Provenance:
         "tokenizer_hash": "no tokenizer is known; give --tokenizer",
         "tokenweir_commit": "installed from a package that does not say",
     }
-    public = spec.to_json()["subject"]
-    flags = public["engine_flags"] if isinstance(public, dict) else {}
     return Provenance(
         backend=spec.subject.backend,
         backend_version=identity.version,
@@ -153,7 +152,7 @@ def _provenance(measurement: Measurement) -> Provenance:
         model=spec.subject.model,
         model_revision=spec.subject.revision,
         tokenizer_hash=tokenizer.hash,
-        engine_flags=flags if isinstance(flags, dict) else {},
+        engine_flags=public_flags(spec.subject.engine_flags),
         corpus_hash=measurement.workload.corpus.hash,
         config_hash=spec.config_hash,
         workload_hash=spec.workload_hash,

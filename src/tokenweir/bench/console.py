@@ -12,6 +12,8 @@ from tokenweir.bench.records.rundir import REPORT_FILE
 
 _WIDE = 200
 """A file has no width to keep to."""
+_WHOLE = 10_000
+"""From here on a number is shown without decimals."""
 _SHOWN = ("mean", "p50", "p90", "p95", "p99", "p999", "max")
 
 
@@ -116,4 +118,4 @@ def _number(value: Number) -> str:
         return "–"
     if value == "inf":
         return "∞"
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,.4g}" if abs(value) < _WHOLE else f"{value:,.0f}"

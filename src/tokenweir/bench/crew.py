@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -50,7 +51,7 @@ class Crew:
         self.start_ns = 0
         self.died: list[int] = []
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         for plan in self._plans:
             path = Path(plan.folder) / "plan.json"
             write_plan(path, plan)
@@ -99,10 +100,6 @@ class Crew:
         self._say(f"start {self.start_ns}\n")
         return self.start_ns
 
-    def stop(self) -> None:
-        """Send nothing more; what is open is still awaited."""
-        self._say("stop\n")
-
     def cancel(self) -> None:
         """Give up what is open; what was measured is kept."""
         self._say("cancel\n")
@@ -121,6 +118,13 @@ class Crew:
         for process in (*self._captures, *self._finishers):
             if process.returncode:
                 self._explain(process)
+
+    def cycles(self) -> int:
+        """Return how often the workers went through their lists, the last time perhaps in part."""
+        sent = [(read_live(Path(plan.folder) / "live.bin"), plan) for plan in self._plans]
+        return max(
+            (-(-figures.sent // plan.requests) for figures, plan in sent if figures is not None), default=0
+        )
 
     def progress(self, *, finishing: bool) -> Progress:
         """Return how the load point stands."""
@@ -165,12 +169,13 @@ class Crew:
             os.close(writable)
 
     def _heed(self, process: subprocess.Popen[bytes]) -> None:
-        line = process.stdout.readline().decode().split(maxsplit=2) if process.stdout is not None else []
-        if line[:1] == ["ready"]:
+        said = process.stdout.readline().decode() if process.stdout is not None else ""
+        word, _, rest = said.strip().partition(" ")
+        if word == "ready":
             return
-        if line[:1] == ["failed"]:
+        if word == "failed":
             plan = self._plans[self._captures.index(process)]
-            message = f"{plan.host}:{plan.port} takes no connection: {line[2].strip()}"
+            message = f"{plan.host}:{plan.port} takes no connection: {rest.partition(' ')[2]}"
             raise UnreachableError(message, mend="start the server, or check host and port")
         process.wait()
         self._explain(process)
@@ -189,10 +194,8 @@ class Crew:
     def _doze(self, processes: list[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             if process.poll() is None:
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
-                except subprocess.TimeoutExpired:
-                    pass
                 return
 
     def _explain(self, process: subprocess.Popen[bytes]) -> None:

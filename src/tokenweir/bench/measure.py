@@ -6,6 +6,7 @@ what the workers left into tables afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +37,16 @@ _FLUSHED: Final = frozenset({"sglang", "sglang_jax"})
 
 
 class RunPoint(NamedTuple):
-    """A load point that was run. Times are CLOCK_MONOTONIC ns."""
+    """A load point that was run. Times are CLOCK_MONOTONIC ns. The next one numbers requests from ``next_request``."""
 
-    index: int
+    load: int
     arrival: Arrival
     folders: tuple[Path, ...]
     planned: int | None
     start_ns: int
     status: RunStatus
     steal_ratio: float | None
+    next_request: int
 
 
 @dataclass(kw_only=True)
@@ -96,7 +98,7 @@ def begin(options: BenchOptions, settings: Settings, *, portable: bool = False) 
     """
     codec = backend(options.backend)
     key = options.key.read() if options.key is not None else None
-    endpoint = Endpoint(options.url, codec, key=key)
+    endpoint = Endpoint(options.url, codec, key=key, headers=dict(options.header))
     target = parse_target(options.url)
     endpoint.check(options.model or "")
     identity = endpoint.identity()
@@ -141,12 +143,13 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
     options = measurement.options
     measurement.started_at = time.time_ns()
     run_start_ns: int | None = None
-    with Stopping() as stopping:
-        for index, arrival in enumerate(options.arrivals):
+    with Stopping() as stopping, contextlib.closing(view):
+        for load, arrival in enumerate(options.arrivals):
             if stopping.asked:
                 break
             point = LoadPoint(
-                index=index,
+                load=load,
+                first_request=measurement.points[-1].next_request if measurement.points else 0,
                 arrival=arrival,
                 requests=options.request_limit,
                 duration_ns=options.duration_ns,
@@ -155,7 +158,7 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
             )
             try:
                 prepared = prepare(
-                    measurement.work_dir / f"load-{index}",
+                    measurement.work_dir / f"load-{load}",
                     point,
                     measurement.workload,
                     ready.codec,
@@ -168,7 +171,6 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
             except WeirError as error:
                 measurement.failure = error
                 break
-    view.close()
 
 
 def _run(
@@ -201,13 +203,14 @@ def _run(
             failed = bool(crew.died)
             measurement.points.append(
                 RunPoint(
-                    index=point.index,
+                    load=point.load,
                     arrival=point.arrival,
                     folders=tuple(Path(plan.folder) for plan in prepared.plans),
                     planned=prepared.planned,
                     start_ns=start_ns,
                     status="cancelled" if cancelled else "failed" if failed else "completed",
                     steal_ratio=steal_ratio(before, cpu_times()),
+                    next_request=point.first_request + prepared.total * crew.cycles(),
                 )
             )
     return start_ns if run_start_ns is None else run_start_ns

@@ -30,9 +30,10 @@ _SPARE_OPEN: Final = 32
 
 
 class LoadPoint(NamedTuple):
-    """One load point to run: ``index`` in the run, its arrivals and its bounds."""
+    """One load point to run: ``load`` counts them in the run, and its requests are numbered from ``first_request``."""
 
-    index: int
+    load: int
+    first_request: int
     arrival: Arrival
     requests: int | None
     duration_ns: int | None
@@ -50,11 +51,12 @@ class Means(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A load point ready to run. ``payloads`` must stay open until the workers have it."""
+    """A load point ready to run. ``payloads`` stays open until the workers have it; ``total`` requests are listed."""
 
     plans: tuple[WorkerPlan, ...]
     finish_plans: tuple[FinishPlan, ...]
     payloads: BinaryIO
+    total: int
     planned: int | None
     notes: tuple[str, ...]
 
@@ -77,7 +79,7 @@ def prepare(
     times = schedule(
         point.arrival,
         seed=point.seed,
-        load=point.index,
+        load=point.load,
         requests=point.requests,
         duration_ns=point.duration_ns,
     )
@@ -87,13 +89,14 @@ def prepare(
     total = planned if planned is not None else _whole_cycles(len(workload))
     workers = max(1, min(means.workers, slots or total, total))
     allow_descriptors(-(-slots // workers) + _OTHER_DESCRIPTORS)
-    order = workload.order(total, point.seed, point.index)
+    order = workload.order(total, point.seed, point.load)
     rows, keys = _table(workload, order.sample, order.repeat)
+    rows[:, 0] += point.first_request
     folder.mkdir(parents=True, exist_ok=True)
     ends = folder / "payload-ends.i64"
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it when the workers have it
-    write_payloads(file, ends, _payloads(workload, keys, point.index, codec, target, headers))
-    shape = workload.request(int(order.sample[0]), 0, point.index)
+    write_payloads(file, ends, _payloads(workload, keys, point.load, codec, target, headers))
+    shape = workload.request(int(order.sample[0]), 0, point.load)
     notes = ()
     if workload.asking.unique_prompts and planned is None:
         notes = (f"unique prompts come again after {total} requests",)
@@ -113,7 +116,7 @@ def prepare(
         plans.append(
             WorkerPlan(
                 worker=worker,
-                load=point.index,
+                load=point.load,
                 folder=str(home),
                 host=target.host,
                 port=target.port,
@@ -123,6 +126,7 @@ def prepare(
                 payloads_fd=file.fileno(),
                 payload_ends=str(ends),
                 payload_of=str(payload_of),
+                requests=len(rows[worker::workers]),
                 schedule=str(own_times) if scheduled else None,
                 slots=share,
                 duration_ns=point.duration_ns,
@@ -137,7 +141,7 @@ def prepare(
         finish_plans.append(
             FinishPlan(
                 worker=worker,
-                load=point.index,
+                load=point.load,
                 folder=str(home),
                 backend=codec.kind,
                 request=msgspec.json.encode(shape),
@@ -149,7 +153,7 @@ def prepare(
                 tokenizer=_tokenizer_path(workload),
             )
         )
-    return Prepared(tuple(plans), tuple(finish_plans), file, planned, notes)
+    return Prepared(tuple(plans), tuple(finish_plans), file, total, planned, notes)
 
 
 def allow_descriptors(needed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Self
 
 
 class Stopping:
@@ -14,7 +15,7 @@ class Stopping:
         self.asked = False
         self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> Self:
         # Only the main thread may set handlers; elsewhere the caller minds its own signals.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -58,7 +58,7 @@ def _is_local(address: str) -> bool:
     # An address of one of this machine's own interfaces can be bound to.
     try:
         with socket.socket(
-            socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM
+            socket.AF_INET6 if isinstance(ip, ipaddress.IPv6Address) else socket.AF_INET, socket.SOCK_DGRAM
         ) as probe:
             probe.bind((address, 0))
     except OSError:

@@ -65,8 +65,9 @@ def _flags(command: CommandT) -> CommandT:
 
 def _flag(name: str, field: FieldInfo) -> Callable[[CommandT], CommandT]:
     spelled = "--" + name.replace("_", "-")
-    shown = field.default not in {None, "", False} if not isinstance(field.default, (dict, tuple)) else False
-    text = f"{field.description} [default: {field.default}]" if shown else field.description
+    default: object = field.default
+    shown = isinstance(default, (str, int)) and default not in {"", False}
+    text = f"{field.description} [default: {default}]" if shown else field.description
     settings: dict[str, Any] = {"help": text, "default": None}
     if bool in {field.annotation, *get_args(field.annotation)}:
         spelled = f"{spelled}/--no-{spelled[2:]}"

@@ -7,6 +7,7 @@ that falls due amid a burst of answers is not kept waiting by them.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -15,23 +16,25 @@ from pathlib import Path
 from typing import Final
 
 from tokenweir.bench.engine import framing, stamps
+from tokenweir.bench.engine.answers import BAD, WHOLE, Answers
 from tokenweir.bench.engine.connections import Connections, Mode
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.pacing import Pacing
-from tokenweir.bench.engine.plan import Payloads, WorkerPlan
+from tokenweir.bench.engine.plan import WorkerPlan, load_payloads
 from tokenweir.bench.engine.poller import NEVER, READ, WRITE, Poller
 from tokenweir.bench.engine.segment import ROOM_BYTES, SEGMENT_BYTES, End, Segment, SegmentWriter
 
 _TICK_NS: Final = 100_000_000
-_CLOCK_NS: Final = 1_000_000_000
 _FLUSH_NS: Final = 500_000_000
 _REST_NS: Final = 100_000_000
 """How long a closed loop's slot rests after a connection could not be made, lest a dead server be hammered."""
+_WARM_NS: Final = 10_000_000_000
 _BURST: Final = 32
 """Requests sent in a row before the loop reads again."""
 _SHORT: Final = 8
 """A read below this may be a part of the last chunk."""
-_HEADS: Final = 4096
+_CONNECTING: Final = 128
+"""Connections being made at once: accept queues are finite."""
 
 
 class Capture:
@@ -52,7 +55,7 @@ class Capture:
         self._writer = writer
         self._payload_of = payload_of
         self._cycle = len(payload_of)
-        self._payloads = Payloads(plan.payloads_fd, Path(plan.payload_ends))
+        self._payloads = load_payloads(plan.payloads_fd, Path(plan.payload_ends))
         self._live = live
         self._connections = Connections(plan, poller)
         self._segment = Segment()
@@ -61,14 +64,10 @@ class Capture:
         size = len(self._connections.mode)
         self._request: list[int] = [-1] * size
         self._since: list[int] = [0] * size
-        self._left: list[int] = [0] * size
-        self._keep: list[bool] = [False] * size
+        self._answers = Answers(self._connections.mode)
         self._unsent: dict[int, tuple[memoryview | bytes, int]] = {}
-        self._heads: dict[int, bytes] = {}
-        self._tails: dict[int, bytes] = {}
-        self._known_heads: dict[bytes, framing.Head] = {}
         self._offset_ns = 0
-        self._tick_ns = self._clock_ns = self._flush_ns = 0
+        self._tick_ns = self._flush_ns = 0
         self._stop_ns = NEVER
         self._control_fd = control_fd
         self._cancelled = False
@@ -80,27 +79,24 @@ class Capture:
             self._connections.reserve(poller.timer_fd, Mode.TIMER)
 
     def warm_up(self) -> int:
-        """Open connections ahead of need; return an errno when the very first cannot be made, else 0."""
-        deadline = time.monotonic_ns() + min(self._plan.timeout_ns, 10_000_000_000)
-        for _ in range(self._plan.warm_connections):
-            code = self._connections.open()
-            if code:
-                return code if not self._connections.idle else 0
-            # Accept queues are finite: wait for each hundred before asking for more.
-            while self._connections.connecting >= 128 and time.monotonic_ns() < deadline:
-                code = self._advance_connections(deadline)
-                if code:
-                    return code
-        while self._connections.connecting and time.monotonic_ns() < deadline:
-            code = self._advance_connections(deadline)
-            if code:
-                return code
-        return 0
+        """Open connections ahead of need; return an errno when not one can be made, else 0."""
+        deadline = time.monotonic_ns() + min(self._plan.timeout_ns, _WARM_NS)
+        connections, code = self._connections, 0
+        wanted = self._plan.warm_connections
+        while time.monotonic_ns() < deadline and not code:
+            while wanted and connections.connecting < _CONNECTING and not code:
+                code = connections.open()
+                wanted -= 1
+            if not connections.connecting:
+                break
+            code = code or self._advance_connections(deadline)
+        return 0 if connections.idle else code or errno.ETIMEDOUT
 
     def run(self, start_ns: int, schedule: Sequence[int] | None) -> None:
         """Send and read until nothing is left to do. ``schedule`` holds nanoseconds after the start."""
         plan = self._plan
-        stop_ns = NEVER if plan.duration_ns is None else start_ns + plan.duration_ns
+        # An open loop's schedule is already cut at the duration, and all of it is sent, however late.
+        stop_ns = NEVER if plan.duration_ns is None or not plan.slots else start_ns + plan.duration_ns
         total = NEVER if plan.repeat else self._cycle
         self._pacing = Pacing(
             start_ns=start_ns, total=total, schedule=schedule, slots=plan.slots, stop_ns=stop_ns
@@ -108,15 +104,17 @@ class Capture:
         self._stop_ns = stop_ns
         self._measure_offset()
         self._loop()
+        self._live.publish(time.monotonic_ns())
         self._connections.close_all()
         self._measure_offset()
         self._writer.close(self._segment)
 
-    def _loop(self) -> None:  # one function on purpose: a call per read would cost a fifth of the read
+    def _loop(self) -> None:  # noqa: C901, PLR0912, PLR0915 - one function: a call per read costs a fifth of the read
         clock = time.monotonic_ns
         pacing, wait = self._pacing, self._poller.wait
         mode, receive, request = self._connections.mode, self._connections.receive, self._request
-        left, tails, begun = self._left, self._tails, framing.LAST_CHUNK_BEGUN
+        answers, begun = self._answers, framing.LAST_CHUNK_BEGUN
+        left, tails = answers.left, answers.tails
         segment = self._segment
         view, raw, used = segment.view, segment.raw, 0
         limit = SEGMENT_BYTES - ROOM_BYTES
@@ -150,12 +148,12 @@ class Capture:
                 segment.requests.append(request[fd])
                 segment.offsets.append(end)
                 segment.stamps += stamp
-                if kind == 2:  # Mode.CHUNKED, spelt out: an enum look-up per read is dear
+                if kind == Mode.CHUNKED:
                     if count < _SHORT or fd in tails or raw.endswith(begun, used, end):
-                        self._tail(fd, bytes(view[used:end]), stamp)
-                elif kind == 1:
-                    self._head(fd, raw, used, end, stamp)
-                elif kind == 3:
+                        self._end(fd, answers.tail(fd, bytes(view[used:end])), stamp)
+                elif kind == Mode.HEAD:
+                    self._end(fd, answers.head(fd, view[used:end]), stamp)
+                elif kind == Mode.LENGTH:
                     left[fd] -= count
                     if left[fd] <= 0:
                         self._whole(fd, stamp)
@@ -194,8 +192,14 @@ class Capture:
             connections.open()
         if fd >= len(self._request):
             self._grow(fd)
-        payload = self._payloads[self._payload_of[index % self._cycle]]
-        data = connections.encrypt(fd, payload)
+        self._transmit(fd, index, scheduled)
+
+    def _transmit(self, fd: int, index: int, scheduled: int) -> None:
+        """Hand a request to the kernel on an open connection that is free."""
+        connections = self._connections
+        data: memoryview | bytes = self._payloads[self._payload_of[index % self._cycle]]
+        if connections.encrypted:
+            data = connections.encrypt(fd, data)
         self._request[fd] = index
         sent = time.monotonic_ns()
         try:
@@ -203,9 +207,13 @@ class Capture:
         except BlockingIOError:
             count = 0
         except OSError:
-            connections.mode[fd] = Mode.HEAD
-            self._since[fd] = scheduled
-            self._broken(fd, End.RESET)
+            # Nothing of it was sent, so it is as safe on another connection as it was on this.
+            connections.close(fd)
+            self._request[fd] = -1
+            self._forget(fd)
+            self.retried += 1
+            self._waiting.append((index, scheduled))
+            self._serve_waiting()
             return
         if count < len(data):
             self._unsent[fd] = (data[count:], scheduled)
@@ -224,10 +232,7 @@ class Capture:
         except BlockingIOError:
             return
         except OSError:
-            # The server may have answered before it read all, and closed: its answer is still to be read.
-            del self._unsent[fd]
-            self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, -1))
-            self._connections.await_answer(fd)
+            self._answered_early(fd)
             return
         if count < len(data):
             self._unsent[fd] = (data[count:], scheduled)
@@ -237,86 +242,45 @@ class Capture:
         self._connections.await_answer(fd)
         self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, sent))
 
-    def _head(self, fd: int, raw: bytearray, used: int, end: int, stamp: bytes) -> None:
-        before = self._heads.pop(fd, None) if self._heads else None
-        if before is None:
-            blank = raw.find(b"\r\n\r\n", used, end)
-            if blank < 0:
-                self._keep_head(fd, bytes(raw[used:end]))
-                return
-            text, body = bytes(raw[used:blank]), end - blank - 4
-        else:
-            joined = before + raw[used:end]
-            blank = joined.find(b"\r\n\r\n")
-            if blank < 0:
-                self._keep_head(fd, joined)
-                return
-            text, body = joined[:blank], len(joined) - blank - 4
-        head = self._known_heads.get(text) or self._parse_head(text)
-        if head is None:
-            self._finish(fd, End.BAD_HEAD, stamp)
-            return
-        if head.status < 200:
-            # An interim answer: what follows its blank line is another head.
-            if body:
-                self._keep_head(fd, bytes(raw[end - body : end]), stamp)
-            return
-        self._keep[fd] = head.keep_alive
-        if head.length >= 0:
-            self._left[fd] = head.length - body
-            if body >= head.length:
-                self._whole(fd, stamp)
-            else:
-                self._connections.mode[fd] = Mode.LENGTH
-        elif head.length == framing.CHUNKED:
-            self._connections.mode[fd] = Mode.CHUNKED
-            if body:
-                self._tail(fd, b"\r\n" + bytes(raw[max(end - body, used) : end]), stamp)
-        else:
-            self._connections.mode[fd] = Mode.UNTIL_CLOSE
+    def _answered_early(self, fd: int) -> None:
+        """The server answers, or closes, before it has read all: its answer is read, the rest never sent."""
+        _, scheduled = self._unsent.pop(fd)
+        self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, -1))
+        self._connections.used[fd] = False
+        self._connections.await_answer(fd)
 
-    def _keep_head(self, fd: int, text: bytes, stamp: bytes | None = None) -> None:
-        if len(text) > framing.MAX_HEAD_BYTES:
-            self._finish(fd, End.BAD_HEAD, b"")
-            return
-        self._heads[fd] = text
-        if stamp is not None and b"\r\n\r\n" in text:
-            self._head(fd, bytearray(), 0, 0, stamp)
-
-    def _parse_head(self, text: bytes) -> framing.Head | None:
-        head = framing.parse_head(text)
-        if head is not None:
-            if len(self._known_heads) >= _HEADS:
-                self._known_heads.clear()
-            self._known_heads[text] = head
-        return head
-
-    def _tail(self, fd: int, read: bytes, stamp: bytes) -> None:
-        whole, kept = framing.last_chunk_tail(self._tails.pop(fd, b""), read)
-        if whole:
+    def _end(self, fd: int, verdict: int, stamp: bytes) -> None:
+        """Act on what the framing says of an answer."""
+        if verdict == WHOLE:
             self._whole(fd, stamp)
-        elif kept:
-            self._tails[fd] = kept
+        elif verdict == BAD:
+            self._finish(fd, End.BAD_HEAD, time.monotonic_ns())
 
     def _whole(self, fd: int, stamp: bytes) -> None:
-        self._finish(fd, End.WHOLE, stamp)
+        """The answer is whole: its connection takes the slot's next request, rests, or is closed."""
+        seconds, nanoseconds = stamps.STAMP.unpack(stamp)
+        at = seconds * 1_000_000_000 + nanoseconds - self._offset_ns
+        if self._answers.keep[fd] and self._answers.left[fd] <= 0:
+            following = -1 if self._waiting else self._pacing.turn(at)
+            if following >= 0:
+                self._segment.ends.extend((self._request[fd], End.WHOLE, 0, at))
+                self._live.finish(ok=True)
+                self._live.begin()
+                self._connections.used[fd] = True
+                self._transmit(fd, following, at)
+                return
+        self._finish(fd, End.WHOLE, at)
 
-    def _finish(self, fd: int, how: End, stamp: bytes) -> None:
-        """End the exchange on ``fd``; its connection rests or is closed."""
-        if stamp:
-            seconds, nanoseconds = stamps.STAMP.unpack(stamp)
-            at = seconds * 1_000_000_000 + nanoseconds - self._offset_ns
-        else:
-            at = time.monotonic_ns()
+    def _finish(self, fd: int, how: int, at: int) -> None:
+        """End the exchange on ``fd`` at a time; its connection rests or is closed."""
         self._segment.ends.extend((self._request[fd], how, 0, at))
         self._request[fd] = -1
         connections = self._connections
-        if how == End.WHOLE and self._keep[fd] and self._left[fd] <= 0:
+        if how == End.WHOLE and self._answers.keep[fd] and not self._answers.left[fd]:
             connections.used[fd] = True
             connections.rest(fd)
         else:
             connections.close(fd)
-        self._left[fd] = 0
         self._forget(fd)
         self._live.finish(ok=how in {End.WHOLE, End.EOF})
         self._pacing.release(at)
@@ -324,19 +288,15 @@ class Capture:
             self._serve_waiting()
 
     def _forget(self, fd: int) -> None:
-        if self._tails:
-            self._tails.pop(fd, None)
-        if self._heads:
-            self._heads.pop(fd, None)
+        self._answers.forget(fd)
         if self._unsent:
             self._unsent.pop(fd, None)
 
-    def _broken(self, fd: int, how: End) -> None:
+    def _broken(self, fd: int, how: int) -> None:
         """The peer closed a connection on which an answer was awaited."""
         connections = self._connections
         index = self._request[fd]
-        untouched = connections.mode[fd] in {Mode.HEAD, Mode.SENDING} and fd not in self._heads
-        if connections.used[fd] and untouched and index >= 0:
+        if connections.used[fd] and index >= 0 and self._answers.untouched(fd):
             # A kept-alive connection that its server closed just as we sent: the request never arrived.
             self.retried += 1
             scheduled = self._scheduled_of(fd)
@@ -348,7 +308,7 @@ class Capture:
             return
         if fd in self._unsent:
             self._segment.sends.extend((index, connections.number[fd], self._unsent[fd][1], -1))
-        self._finish(fd, how, b"")
+        self._finish(fd, how, time.monotonic_ns())
 
     def _scheduled_of(self, fd: int) -> int:
         if fd in self._unsent:
@@ -364,6 +324,8 @@ class Capture:
         if kind == Mode.SENDING:
             if ready & WRITE:
                 self._send_rest(fd)
+            else:
+                self._answered_early(fd)
         elif kind in {Mode.CONNECTING, Mode.HANDSHAKE}:
             code = self._connections.advance(fd)
             if code:
@@ -372,8 +334,9 @@ class Capture:
             else:
                 self._serve_waiting()
         elif kind == Mode.IDLE:
-            # Nothing was asked on it, so readiness is the server's goodbye (or bytes that belong to nothing).
-            self._connections.close(fd)
+            # Nothing was asked on it, so readiness is the server's goodbye, or TLS's own affairs.
+            if not self._connections.still_idle(fd):
+                self._connections.close(fd)
         elif kind == Mode.CONTROL:
             self._obey(fd)
 
@@ -411,11 +374,10 @@ class Capture:
         return 0
 
     def _obey(self, fd: int) -> None:
-        """Read the control pipe: ``stop`` sends nothing more; ``cancel``, or its end, gives up what is open."""
-        word = os.read(fd, 64)
+        """Read the control pipe: whatever it says, or its end, gives up what is open."""
+        os.read(fd, 64)
         self._pacing.stop()
-        if b"stop" not in word:
-            self._give_up()
+        self._give_up()
 
     def _give_up(self) -> None:
         now = time.monotonic_ns()
@@ -435,13 +397,13 @@ class Capture:
         self._tick_ns = now + _TICK_NS
         if now >= self._stop_ns:
             self._pacing.stop()
-        if now >= self._clock_ns:
-            self._measure_offset()
-            self._time_out(now)
+        self._time_out(now)
         self._live.publish(now)
         if now >= self._flush_ns:
             self._flush_ns = now + _FLUSH_NS
-            if not self._segment.empty() and self._writer.idle():
+            if self._segment.empty():
+                self._measure_offset()
+            elif self._writer.idle():
                 self._hand_over()
 
     def _time_out(self, now: int) -> None:
@@ -456,7 +418,7 @@ class Capture:
             if fd in self._unsent:
                 number = self._connections.number[fd]
                 self._segment.sends.extend((self._request[fd], number, self._unsent[fd][1], -1))
-            self._finish(fd, End.TIMEOUT, b"")
+            self._finish(fd, End.TIMEOUT, now)
         while self._waiting and self._waiting[0][1] < limit:
             index, scheduled = self._waiting.popleft()
             self._segment.sends.extend((index, -1, scheduled, -1))
@@ -472,7 +434,6 @@ class Capture:
 
     def _measure_offset(self) -> None:
         at, offset = stamps.clock_offset()
-        self._clock_ns = at + _CLOCK_NS
         self._offset_ns = offset
         self._segment.clocks.extend((at, offset))
 
@@ -484,5 +445,4 @@ class Capture:
         missing = fd + 1 - len(self._request) + len(self._request) // 2
         self._request.extend([-1] * missing)
         self._since.extend([0] * missing)
-        self._left.extend([0] * missing)
-        self._keep.extend([False] * missing)
+        self._answers.grow()

@@ -5,26 +5,37 @@ Source: RFC 9112, sections 6 and 7.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
-LAST_CHUNK_BEGUN: Final = (b"\r\n0\r\n\r\n", b"\r\n0\r\n\r", b"\r\n0\r\n", b"\r\n0\r", b"\r\n0")
-"""What a read can end with when the last chunk has begun to arrive; the first is all of it."""
+LAST_CHUNK_BEGUN: Final = (b"\r\n\r\n", b"\r\n0\r\n\r", b"\r\n0\r\n", b"\r\n0\r", b"\r\n0")
+"""What a read can end with when the last chunk has begun to arrive; with the first it may be all there."""
+_LAST_CHUNK_FORMS: Final = re.compile(
+    rb"\r\n0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n)*\r\n\Z"
+)
+"""A last chunk in full: more zeros, an extension, trailer fields."""
 _WHOLE_TAILS: Final = (b"0\r\n\r\n", b"\n0\r\n\r\n", LAST_CHUNK)
 _PART_TAILS: Final = (b"0", b"0\r", b"0\r\n", b"0\r\n\r", b"\n0", b"\n0\r", b"\n0\r\n", b"\n0\r\n\r")
 
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
 MAX_HEAD_BYTES: Final = 64 << 10
+_CRLF: Final = 2
+_SIZE_LINE: Final = 256
+"""A chunk's size line is a few digits and perhaps an extension; without an end after this much it is none."""
 
 
 class Head(NamedTuple):
-    """What an answer's head says. ``length`` is the body's bytes, ``CHUNKED`` or ``UNTIL_CLOSE``."""
+    """What an answer's head says.
+
+    ``length`` is the body's bytes, ``CHUNKED`` or ``UNTIL_CLOSE``; ``trailers`` says that fields will follow it.
+    """
 
     status: int
     length: int
     keep_alive: bool
-    event_stream: bool
+    trailers: bool
 
 
 def parse_head(head: bytes) -> Head | None:
@@ -36,7 +47,7 @@ def parse_head(head: bytes) -> Head | None:
     status = int(rest[:3])
     length = UNTIL_CLOSE
     keep_alive = version == b"HTTP/1.1"
-    event_stream = False
+    trailers = False
     for line in fields.split(b"\r\n"):
         name, _, value = line.partition(b":")
         name = name.strip().lower()
@@ -48,11 +59,11 @@ def parse_head(head: bytes) -> Head | None:
             length = CHUNKED
         elif name == b"connection":
             keep_alive = b"close" not in value.lower() and (keep_alive or b"keep-alive" in value.lower())
-        elif name == b"content-type":
-            event_stream = b"text/event-stream" in value.lower()
+        elif name == b"trailer":
+            trailers = True
     if status in {204, 304}:
         length = 0
-    return Head(status, length, keep_alive and length != UNTIL_CLOSE, event_stream)
+    return Head(status, length, keep_alive and length != UNTIL_CLOSE, trailers)
 
 
 def parse_fields(head: bytes) -> dict[str, str]:
@@ -72,8 +83,10 @@ def last_chunk_tail(before: bytes, read: bytes) -> tuple[bool, bytes]:
     next read. Assumes that the bytes before a read are the end of a chunk, which holds for every sender that
     does not cut its own chunks inside their final bytes; the finishing pass checks the framing exactly.
     """
-    joined = before + read[-8:]
+    joined = before + read
     if joined.endswith(LAST_CHUNK) or joined in _WHOLE_TAILS:
+        return True, b""
+    if joined.endswith(b"\r\n\r\n") and _LAST_CHUNK_FORMS.search(joined):
         return True, b""
     for begun in LAST_CHUNK_BEGUN[1:]:
         if joined.endswith(begun):
@@ -87,8 +100,8 @@ class Dechunker:
     __slots__ = ("_left", "_pending", "bad", "whole")
 
     def __init__(self) -> None:
-        self._left = 0
-        self._pending = b""
+        self._left: int = 0
+        self._pending: bytes = b""
         self.whole = False
         self.bad = False
 
@@ -114,7 +127,7 @@ class Dechunker:
         body: list[bytes] = []
         position = 0
         while position < len(data) and not self.whole and not self.bad:
-            if self._left > 2:
+            if self._left > _CRLF:
                 piece = data[position : position + self._left - 2]
                 body.append(piece)
                 position += len(piece)
@@ -127,7 +140,7 @@ class Dechunker:
             line = data.find(b"\r\n", position)
             if line < 0:
                 self._pending = data[position:]
-                self.bad = len(self._pending) > 256
+                self.bad = len(self._pending) > _SIZE_LINE
                 break
             position = self._open(data[position:line], line + 2, data)
         return b"".join(body)

@@ -36,8 +36,7 @@ class LiveCounters:
         """Count a request taken up."""
         self.sent += 1
         self.in_flight += 1
-        if self.in_flight > self.in_flight_max:
-            self.in_flight_max = self.in_flight
+        self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
     def finish(self, *, ok: bool) -> None:
         """Count an exchange ended; ``ok`` as far as the socket can tell."""

@@ -44,6 +44,19 @@ class Pacing:
         self._look()
         return index, scheduled
 
+    def turn(self, now_ns: int) -> int:
+        """Return the request that the slot just given back takes at once, or −1 when none may.
+
+        The short way of ``release`` and ``take`` for a closed loop without a rate cap.
+        """
+        index = self.next
+        if self._free or self._open or self._schedule is not None or index >= self._total:
+            return -1
+        if now_ns >= self._stop_ns:
+            return -1
+        self.next = index + 1
+        return index
+
     def release(self, at_ns: int) -> None:
         """Give a slot back. ``at_ns`` may lie in the future: the slot then rests until it."""
         if not self._open:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
+
+_FEW: Final = 16_384
 
 
 class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's share of one load point.
 
     ``folder`` receives segments and rows. ``payloads_fd`` is an inherited descriptor of the rendered requests;
-    the files of int64 say where each ends (``payload_ends``), which one each request sends (``payload_of``) and
+    the files of int64 say where each ends (``payload_ends``), which one each request sends (``payload_of``,
+    ``requests`` of them) and
     when, in nanoseconds after the start (``schedule``, ``None`` for a closed loop without a rate cap).
     ``slots`` is this worker's share of the concurrency, 0 for an open loop, which keeps ``spare_connections``
     ready beyond those in use.
@@ -34,6 +37,7 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     payloads_fd: int
     payload_ends: str
     payload_of: str
+    requests: int
     schedule: str | None
     slots: int
     duration_ns: int | None
@@ -95,9 +99,19 @@ class Payloads:
         self._ends = load_ints(ends)
         self._view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     def __getitem__(self, index: int) -> memoryview:
         """Return the bytes of one request: head and body."""
         return self._view[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+
+def load_payloads(fd: int, ends: Path) -> Sequence[memoryview] | Payloads:
+    """Return the rendered requests by index; a few are cut ahead of time, many as they are asked for."""
+    payloads = Payloads(fd, ends)
+    count = len(payloads)
+    return [payloads[index] for index in range(count)] if count <= _FEW else payloads
 
 
 def load_ints(path: Path) -> array[int]:

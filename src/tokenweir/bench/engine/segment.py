@@ -12,7 +12,7 @@ then the raw bytes.
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import os
 import queue
 import threading
@@ -23,6 +23,7 @@ from typing import Final
 from tokenweir.core.errors import DiskFullError
 
 MAGIC: Final = 0x5745_4952_5345_4731
+HEAD_BYTES: Final = 48
 SEGMENT_BYTES: Final = 4 << 20
 """Raw bytes in a segment: large enough that a write is rare, small enough that three are cheap to hold."""
 ROOM_BYTES: Final = 64 << 10
@@ -30,17 +31,17 @@ ROOM_BYTES: Final = 64 << 10
 SPARE_SEGMENTS: Final = 2
 
 
-class End(enum.IntEnum):
+class End:
     """How a request's exchange ended, as the socket saw it; the finishing pass judges the content."""
 
-    WHOLE = 0
-    EOF = 1
-    RESET = 2
-    TIMEOUT = 3
-    CANCELLED = 4
-    CONNECT = 5
-    UNSENT = 6
-    BAD_HEAD = 7
+    WHOLE: Final = 0
+    EOF: Final = 1
+    RESET: Final = 2
+    TIMEOUT: Final = 3
+    CANCELLED: Final = 4
+    CONNECT: Final = 5
+    UNSENT: Final = 6
+    BAD_HEAD: Final = 7
 
 
 class Segment:
@@ -157,4 +158,6 @@ class SegmentWriter:
         finally:
             os.close(fd)
         self._count += 1
-        os.write(self._notify_fd, b"s")
+        # The finishing process may have died; its parent finds that out and says why.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._notify_fd, b"s")

@@ -1,12 +1,14 @@
 """``python -m tokenweir.bench.engine.worker PLAN``: one capturing process.
 
 Speaks with its parent by lines: prints ``ready`` (or ``failed ERRNO TEXT``), reads ``start NS`` (CLOCK_MONOTONIC), and
-from then on ``stop`` or ``cancel``; the end of its input is a cancel, so a worker never outlives its parent.
-Writes one byte per finished segment to the descriptor in its second argument, and ``conduct.json`` at the end.
+from then on ``cancel``; the end of its input is a cancel too, so a worker never outlives its parent. Writes one byte
+per finished segment to the descriptor in its second argument, and ``conduct.json`` at the end, whatever ended it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import resource
@@ -14,6 +16,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -23,6 +26,8 @@ from tokenweir.bench.engine.plan import WorkerPlan, load_ints
 from tokenweir.bench.engine.poller import make_poller
 from tokenweir.bench.engine.segment import SegmentWriter
 from tokenweir.core.errors import WeirError
+
+_PRIORITY: Final = -10
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,47 +45,57 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
-    """Do what the plan says. Raises WeirError when the disk is full, OSError when the host cannot be resolved."""
+    """Do what the plan says. Raises WeirError when the disk is full."""
     folder = Path(plan.folder)
     live = LiveCounters(folder / "live.bin")
-    capture = Capture(
-        plan,
-        poller=make_poller(portable=plan.portable_poller),
-        writer=SegmentWriter(folder, notify_fd),
-        payload_of=load_ints(Path(plan.payload_of)),
-        live=live,
-        control_fd=control_fd,
-    )
-    code = capture.warm_up()
+    try:
+        capture = Capture(
+            plan,
+            poller=make_poller(portable=plan.portable_poller),
+            writer=SegmentWriter(folder, notify_fd),
+            payload_of=load_ints(Path(plan.payload_of)),
+            live=live,
+            control_fd=control_fd,
+        )
+        code = capture.warm_up()
+    except OSError as error:
+        code = error.errno or errno.ECONNREFUSED
+    else:
+        if not code:
+            _measure(plan, capture, live, control_fd)
     if code:
         sys.stdout.write(f"failed {code} {os.strerror(code)}\n")
         sys.stdout.flush()
-        return
+
+
+def _measure(plan: WorkerPlan, capture: Capture, live: LiveCounters, control_fd: int) -> None:
+    """Wait for the start, run, and say how it went even when it went wrong."""
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    words = _line(control_fd).split()
-    if len(words) != 2 or words[0] != "start":
+    word, _, start = _line(control_fd).partition(" ")
+    if word != "start":
         return
-    start_ns = int(words[1])
     schedule = None if plan.schedule is None else load_ints(Path(plan.schedule))
     # Nothing in the loop makes reference cycles; a collection amid it would only be a pause.
     gc.collect()
     gc.freeze()
     gc.disable()
     wall, cpu = time.monotonic_ns(), time.process_time_ns()
-    capture.run(start_ns, schedule)
-    conduct = Conduct(
-        worker=plan.worker,
-        cpu_ns=time.process_time_ns() - cpu,
-        wall_ns=time.monotonic_ns() - wall,
-        rss_max_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        kernel_stamps=plan.kernel_stamps,
-        unstamped=capture.unstamped,
-        retried=capture.retried,
-        in_flight_max=live.in_flight_max,
-        sent=live.sent,
-    )
-    (folder / "conduct.json").write_bytes(msgspec.json.encode(conduct))
+    try:
+        capture.run(int(start), schedule)
+    finally:
+        conduct = Conduct(
+            worker=plan.worker,
+            cpu_ns=time.process_time_ns() - cpu,
+            wall_ns=time.monotonic_ns() - wall,
+            rss_max_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            kernel_stamps=plan.kernel_stamps,
+            unstamped=capture.unstamped,
+            retried=capture.retried,
+            in_flight_max=live.in_flight_max,
+            sent=live.sent,
+        )
+        (Path(plan.folder) / "conduct.json").write_bytes(msgspec.json.encode(conduct))
 
 
 def _line(fd: int) -> str:
@@ -96,6 +111,9 @@ def _line(fd: int) -> str:
 def main(arguments: list[str]) -> int:
     """Run one worker; return the process status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A reader that waits its turn behind busy neighbours reads late; where it may, it goes first.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=WorkerPlan)
     try:
         run(plan, int(arguments[1]), sys.stdin.fileno())

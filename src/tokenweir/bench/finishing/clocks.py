@@ -18,8 +18,6 @@ def steps(clocks: npt.NDArray[np.int64]) -> int:
 
     A step is a change of the offset faster than the kernel's slew allows.
     """
-    if len(clocks) < 2:
-        return 0
     elapsed = np.diff(clocks[:, 0]).astype(np.float64)
     moved = np.abs(np.diff(clocks[:, 1])).astype(np.float64)
     return int(np.count_nonzero(moved > elapsed * MAX_SLEW + STEP_FLOOR_NS))
@@ -31,7 +29,7 @@ def to_monotonic(real_ns: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64]) 
         return real_ns
     base = int(clocks[0, 1])
     at = clocks[:, 0] + clocks[:, 1]
-    offsets = np.interp(
+    offsets: npt.NDArray[np.float64] = np.interp(
         (real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64), clocks[:, 1] - base
     )
     return real_ns - base - np.rint(offsets).astype(np.int64)

@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from http import HTTPStatus
+from typing import Final
 
 from tokenweir.bench.engine import framing
 from tokenweir.bench.finishing.spool import NULL
-from tokenweir.core.events import Completed, Event, Failed, Token, Usage
-from tokenweir.ports.backend import Codec, HttpResponse, StreamDecoder
+from tokenweir.core.events import Cancelled, Completed, Event, Failed, Usage
+from tokenweir.ports.backend import HttpResponse, StreamDecoder
 
 _ERROR_BODY: Final = 16 << 10
-_TEXT_BYTES: Final = 1 << 20
+_TEXT_CHARS: Final = 1 << 20
+_HEADS: Final = 4096
+_FIRST_FINAL: Final = 200
 
 
-class Outcome(NamedTuple):
-    """How an exchange ended: ``error`` is empty when it completed."""
+class Heads:
+    """Parsed heads by their text: a server's heads are few and alike."""
 
-    error: str
-    message: str = ""
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, framing.Head | None] = {}
+
+    def parse(self, text: bytes) -> framing.Head | None:
+        """Return what :func:`framing.parse_head` does."""
+        if text in self._known:
+            return self._known[text]
+        if len(self._known) >= _HEADS:
+            self._known.clear()
+        self._known[text] = head = framing.parse_head(text)
+        return head
 
 
 class Exchange:
     """The state of an answer between segments: small, because thousands are open at once.
 
-    ``body_bytes`` counts the body bytes handed to the decoder; ``last_*`` describe the latest chunk.
+    ``body_bytes`` counts the body bytes handed to the decoder; ``counted`` sums the chunks' own token counts,
+    unless one of them does not say (``NULL``);
+    ``last_*`` describe the latest chunk. Times are ns since the run's start, but ``scheduled_ns`` and ``sent_ns``,
+    which are CLOCK_MONOTONIC.
     """
 
     __slots__ = (
         "_dechunker",
-        "_decoder",
-        "_error_body",
+        "_error",
         "_head",
         "_length",
+        "_text",
+        "_text_chars",
         "body_bytes",
         "chunks",
         "connection",
         "counted",
+        "decoder",
         "failure",
         "finish_reason",
         "first_byte_ns",
@@ -54,8 +74,6 @@ class Exchange:
         "scheduled_ns",
         "sent_ns",
         "status",
-        "text",
-        "text_bytes",
         "true_first_ns",
         "usage",
     )
@@ -71,8 +89,8 @@ class Exchange:
         self._head: bytes | None = b""
         self._length = 0
         self._dechunker: framing.Dechunker | None = None
-        self._decoder: StreamDecoder | None = None
-        self._error_body = b""
+        self.decoder: StreamDecoder | None = None
+        self._error = b""
         self.status = NULL
         self.body_bytes = 0
         self.reads = self.multi_event_reads = self.chunks = 0
@@ -84,68 +102,77 @@ class Exchange:
         self.usage: Usage | None = None
         self.finish_reason = ""
         self.failure: Failed | None = None
-        self.text: list[str] = []
-        self.text_bytes = 0
+        self._text: list[str] = []
+        self._text_chars = 0
 
-    def take(self, read: bytes, decoder: StreamDecoder) -> bytes:
-        """Return the body bytes in a read, framing and head taken off. ``decoder`` is used from a 200 head on."""
-        if self._head is None:
-            return read if self._dechunker is None else self._dechunker.feed(read)
-        joined = self._head + read
+    @property
+    def headed(self) -> bool:
+        """Whether the answer's head has come whole."""
+        return self._head is None
+
+    def take_head(self, read: bytes, heads: Heads) -> bytes:
+        """Take in a read while the head is not whole; return what of it belongs to the framed body."""
+        joined = (self._head or b"") + read
         blank = joined.find(b"\r\n\r\n")
         if blank < 0:
             self._head = joined
             return b""
-        head = framing.parse_head(joined[:blank])
-        rest = joined[blank + 4 :]
+        text, rest = joined[:blank], joined[blank + 4 :]
+        head = heads.parse(text)
+        if head is not None and head.status < _FIRST_FINAL:
+            self._head = b""
+            return self.take_head(rest, heads)
+        self._head = None
         if head is None:
             self.failure = Failed(seq=0, kind="malformed", message="the answer does not begin as HTTP/1")
-            self._head = None
             return b""
-        if head.status < 200:
-            self._head = b""
-            return self.take(rest, decoder)
         self.status = head.status
         self._length = head.length
-        self._head = None
-        if head.status == 200:
-            self._decoder = decoder
-        else:
-            self._error_body = joined[: blank + 4]
+        if head.status != HTTPStatus.OK:
+            self._error = joined[: blank + 4]
         if head.length == framing.CHUNKED:
             self._dechunker = framing.Dechunker()
-            return self._dechunker.feed(rest)
         return rest
 
-    @property
-    def decoder(self) -> StreamDecoder | None:
-        """The answer's decoder, once a 200 head has come."""
-        return self._decoder
+    def unframe(self, reads: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the body bytes in each of some reads that follow the head."""
+        if self._dechunker is None:
+            return reads
+        feed = self._dechunker.feed
+        return [feed(read) for read in reads]
 
     def keep_error(self, body: bytes) -> None:
         """Keep an error answer's body, within bounds."""
-        if len(self._error_body) < _ERROR_BODY:
-            self._error_body += body[:_ERROR_BODY]
+        if len(self._error) < _ERROR_BODY:
+            self._error += body[:_ERROR_BODY]
+
+    def error_response(self) -> HttpResponse:
+        """Return an answer other than 200 as it came."""
+        head, _, body = self._error.partition(b"\r\n\r\n")
+        return HttpResponse(status=self.status, headers=framing.parse_fields(head), body=body)
 
     def note(self, event: Event) -> None:
         """Take in an event that is no token."""
-        match event:
-            case Usage():
-                self.usage = event
-            case Completed():
-                self.finish_reason = event.finish_reason
-            case Failed():
-                if self.failure is None:
-                    self.failure = event
-            case _:
-                pass
+        if type(event) is Usage:
+            self.usage = event
+        elif type(event) is Completed:
+            self.finish_reason = event.finish_reason
+        elif type(event) is Failed and self.failure is None:
+            self.failure = event
+        elif type(event) is Cancelled and self.failure is None:
+            self.failure = Failed(seq=event.seq, kind="aborted", message="the engine aborted the answer")
 
-    def add_text(self, event: Token) -> None:
-        """Keep an increment's text for the hash of the answer, within bounds."""
-        piece = event.text or event.reasoning
-        self.text_bytes += len(piece)
-        if self.text_bytes <= _TEXT_BYTES:
-            self.text.append(piece)
+    def add_text(self, pieces: list[str]) -> None:
+        """Keep increments of the answer, within bounds."""
+        text = "".join(pieces)
+        if self._text_chars < _TEXT_CHARS:
+            self._text.append(text)
+        self._text_chars += len(text)
+
+    @property
+    def text(self) -> str:
+        """The answer's text as far as it is kept: the first million characters."""
+        return "".join(self._text)
 
     def framing_fault(self, *, closed: bool) -> str:
         """Return what is wrong with the message's framing now that the exchange is over, or nothing."""
@@ -162,16 +189,9 @@ class Exchange:
             return f"the answer has {self.body_bytes} bytes where its head says {self._length}"
         return ""
 
-    def refused(self, codec: Codec) -> Outcome:
-        """Return what an answer other than 200 means."""
-        head, _, body = self._error_body.partition(b"\r\n\r\n")
-        response = HttpResponse(status=self.status, headers=framing.parse_fields(head), body=body)
-        error = codec.error(response)
-        return Outcome(error.code, str(error))
-
     def answer_hash(self) -> int:
         """BLAKE2b-64 of the answer's text as a signed integer; ``NULL`` for no text."""
-        if not self.text:
+        if not self._text_chars:
             return NULL
-        digest = blake2b("".join(self.text).encode(errors="surrogatepass"), digest_size=8).digest()
+        digest = blake2b(self.text.encode(errors="surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,18 +20,32 @@ from tokenweir.bench.records.model import LoadResult, RunStatus
 from tokenweir.bench.records.phases import MEASURED, PHASE_COLUMNS, assign_phases
 from tokenweir.bench.records.series import Series
 from tokenweir.bench.records.summary import Conduct, LoadPoint, summarise
-from tokenweir.core.errors import WeirError
 from tokenweir.core.metrics.base import FloatArray
 from tokenweir.core.spec import Trim
 
-
 T = TypeVar("T")
+
+
+_NO_FINISH: Final = Finished(
+    worker=-1, errors=[], reasons=[], messages={}, clock_steps=0, cpu_ns=0, rss_max_bytes=0
+)
+_NO_CONDUCT: Final = CaptureConduct(
+    worker=-1,
+    cpu_ns=0,
+    wall_ns=0,
+    rss_max_bytes=0,
+    kernel_stamps=True,
+    unstamped=0,
+    retried=0,
+    in_flight_max=0,
+    sent=0,
+)
 
 
 class Measured(NamedTuple):
     """What a load point left and what is needed to judge it. Times are ns since the run's start."""
 
-    index: int
+    load: int
     folders: tuple[Path, ...]
     arrival: str
     asked_rate: float | None
@@ -57,13 +71,9 @@ class Merged(NamedTuple):
 
 
 def merge(measured: Measured, file: RequestsFile) -> Merged:
-    """Write the load point's rows to ``file`` and sum it up.
-
-    Raises:
-        WeirError: a worker left nothing behind.
-    """
-    finished = [_read(folder / "finish.json", Finished) for folder in measured.folders]
-    conducts = [_read(folder / "conduct.json", CaptureConduct) for folder in measured.folders]
+    """Write the load point's rows to ``file`` and sum it up."""
+    finished = [_read(folder / "finish.json", _NO_FINISH) for folder in measured.folders]
+    conducts = [_read(folder / "conduct.json", _NO_CONDUCT) for folder in measured.folders]
     spools = RowSpools(measured.folders, [one.errors for one in finished], [one.reasons for one in finished])
     columns: dict[str, FloatArray] = {name: _floats(spools, name) for name in PHASE_COLUMNS}
     phases, window = assign_phases(
@@ -109,7 +119,7 @@ def merge(measured: Measured, file: RequestsFile) -> Merged:
         ),
     )
     result = LoadResult(
-        index=measured.index, arrival=measured.arrival, status=measured.status, summary=summary
+        index=measured.load, arrival=measured.arrival, status=measured.status, summary=summary
     )
     messages = {kind: text for one in finished for kind, text in one.messages.items()}
     return Merged(result, series, messages, tuple(_notes(gaps, conducts)))
@@ -121,6 +131,9 @@ def _notes(gaps: Gaps, conducts: Sequence[CaptureConduct]) -> list[str]:
         notes.append(
             f"{gaps.unresolved} gaps are in ICL and not in ITL: their chunks hold several tokens, or none can tell"
         )
+    died = sum(conduct.worker < 0 for conduct in conducts)
+    if died:
+        notes.append(f"{died} of {len(conducts)} workers died; what they had not handed over is lost")
     retried = sum(conduct.retried for conduct in conducts)
     if retried:
         notes.append(f"{retried} requests were sent again: the server closed the kept-alive connection first")
@@ -148,9 +161,9 @@ def _floats(spools: RowSpools, name: str) -> FloatArray:
     return np.where(values == NULL, np.nan, values.astype(np.float64))
 
 
-def _read(path: Path, kind: type[T]) -> T:
+def _read(path: Path, otherwise: T) -> T:
+    """Return what a process left in a file, or ``otherwise`` when it died before it could."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError as error:
-        message = f"a worker ended early and left no {path.name}"
-        raise WeirError(message, mend="look into run.log for its last words") from error
+        return msgspec.json.decode(path.read_bytes(), type=type(otherwise))
+    except (FileNotFoundError, msgspec.DecodeError):
+        return otherwise

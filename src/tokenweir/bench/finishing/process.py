@@ -1,7 +1,8 @@
 """``python -m tokenweir.bench.finishing.process PLAN``: one finishing process.
 
 Reads a byte per finished segment from its input, reduces that segment and deletes it; at the end of input it writes
-``finish.json``. The plan is read when the first byte comes, because the run's start is not known before. It runs at idle priority, so it takes only the time that the capture and a local server leave.
+``finish.json``. The plan is read when the first byte comes, because the run's start is not known before. It runs at
+idle priority, so it takes only the time that the capture and a local server leave.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def main(arguments: list[str]) -> int:
     _step_back()
     notify_fd = sys.stdin.fileno()
     announced = os.read(notify_fd, 64)
-    if not announced:
+    if not announced and not Path(arguments[0]).exists():
+        # The worker never got its start, so there is nothing to finish.
         return 0
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=FinishPlan)
     try:

@@ -1,14 +1,13 @@
 """The finishing pass: segments in, rows and chunk records out. Its memory is that of the open exchanges.
 
 Reads are grouped by request and each group is decoded at once; times, gaps and exclusions are then worked out for
-the whole segment in NumPy. A chunk's time is that of the read that completed it.
+the whole segment by :mod:`tokenweir.bench.finishing.timing`.
 """
 
 from __future__ import annotations
 
-import os
 from array import array
-from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -17,33 +16,26 @@ import numpy as np
 from tokenweir.bench.engine.plan import FinishPlan
 from tokenweir.bench.engine.segment import End
 from tokenweir.bench.finishing import clocks
-from tokenweir.bench.finishing.exchange import Exchange, Outcome
+from tokenweir.bench.finishing.exchange import Exchange, Heads
+from tokenweir.bench.finishing.outcome import Outcome, judge
 from tokenweir.bench.finishing.segments import Captured, Ints
 from tokenweir.bench.finishing.spool import NULL, SOURCES, STATUSES, chunk_type
-from tokenweir.core.events import Failed, Token
+from tokenweir.bench.finishing.timing import Observe, Timing, Tokens
+from tokenweir.core.events import Token
 from tokenweir.core.requests import GenerateRequest
 from tokenweir.ports.backend import Codec
 from tokenweir.ports.tokenizer import Tokenizer
 
-_MESSAGES: Final = 20
-"""Distinct error messages kept per worker."""
-
-
-class Tokens:
-    """The tokens of one segment as they are decoded: parallel columns, offsets counted over all its bodies."""
-
-    __slots__ = ("counts", "ends", "exchanges", "sent")
-
-    def __init__(self) -> None:
-        self.ends: list[int] = []
-        self.counts: list[int] = []
-        self.sent: list[int] = []
-        self.exchanges: list[tuple[int, Exchange, int]] = []
-        """(ordinal, exchange, number of its tokens), in order."""
+_STOPPED: Final = frozenset({End.CANCELLED, End.UNSENT})
+_ANSWERED: Final = frozenset({End.WHOLE, End.EOF})
 
 
 class Reducer:
-    """Turns one worker's segments into ``rows.i64`` and ``chunks.bin`` in the plan's folder."""
+    """Turns one worker's segments into ``rows.i64`` and ``chunks.bin`` in the plan's folder.
+
+    ``errors`` and ``reasons`` are the names behind the rows' indexes; ``messages`` holds the first message of each
+    kind of error.
+    """
 
     def __init__(
         self,
@@ -52,20 +44,21 @@ class Reducer:
         codec: Codec,
         request: GenerateRequest,
         tokenizer: Tokenizer | None = None,
-        observe: Callable[[Ints, Ints], None] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         folder = Path(plan.folder)
+        kind = chunk_type(true_times=plan.true_times)
         self._plan = plan
         self._codec = codec
         self._request = request
         self._tokenizer = tokenizer
-        self._observe = observe
-        self._table = np.load(plan.requests, mmap_mode="r", allow_pickle=False)
+        self._timing = Timing(kind, plan.start_ns, observe)
+        self._heads = Heads()
+        self._table: Ints = np.asarray(np.load(plan.requests, mmap_mode="r", allow_pickle=False))
         self._open: dict[int, Exchange] = {}
         self._rows_file: BinaryIO = (folder / "rows.i64").open("wb")
         self._chunks_file: BinaryIO = (folder / "chunks.bin").open("wb")
-        self._chunk_type = chunk_type(true_times=plan.true_times)
-        self._clocks = np.zeros((0, 2), np.int64)
+        self._clocks: Ints = np.zeros((0, 2), np.int64)
         self.clock_steps = 0
         self.errors: list[str] = []
         self.reasons: list[str] = []
@@ -73,7 +66,9 @@ class Reducer:
 
     def feed(self, captured: Captured) -> None:
         """Take in the next segment, in order."""
-        self._set_clocks(captured.clocks)
+        known = np.concatenate([self._clocks[-1:], captured.clocks])
+        self.clock_steps += clocks.steps(known)
+        self._clocks = known
         for ordinal, connection, scheduled, sent in captured.sends.tolist():
             exchange = self._open.get(ordinal)
             if exchange is None:
@@ -83,10 +78,11 @@ class Reducer:
         if len(captured.requests):
             self._read(captured)
         rows = array("q")
-        for ordinal, how, detail, _ in captured.ends.tolist():
+        lines: list[list[int]] = self._table[captured.ends[:, 0] % len(self._table)].tolist()
+        for (ordinal, how, detail, _), line in zip(captured.ends.tolist(), lines, strict=True):
             exchange = self._open.pop(ordinal, None)
             if exchange is not None:
-                rows.extend(self._row(ordinal, exchange, End(how), detail))
+                rows.extend(self._row(ordinal // len(self._table), line, exchange, (how, detail)))
         self._rows_file.write(rows.tobytes())
 
     def close(self) -> None:
@@ -94,44 +90,34 @@ class Reducer:
         self._rows_file.close()
         self._chunks_file.close()
 
-    def _set_clocks(self, fresh: Ints) -> None:
-        known = np.concatenate([self._clocks[-1:], fresh])
-        self.clock_steps += clocks.steps(known)
-        self._clocks = known
-
     def _read(self, captured: Captured) -> None:
-        received = clocks.to_monotonic(captured.stamps_ns, self._clocks) - self._plan.start_ns
         order = np.argsort(captured.requests, kind="stable")
         ordinals = captured.requests[order]
-        borders = np.flatnonzero(np.diff(ordinals)) + 1
-        starts = np.concatenate([[0], captured.offsets[:-1]])[order].tolist()
-        ends = captured.offsets[order].tolist()
-        firsts = [0, *borders.tolist(), len(ordinals)]
-        times = received[order]
-        body_ends = np.zeros(len(ordinals), np.int64)
+        times = (clocks.to_monotonic(captured.stamps_ns, self._clocks) - self._plan.start_ns)[order]
+        starts: list[int] = np.concatenate([[0], captured.offsets[:-1]])[order].tolist()
+        ends: list[int] = captured.offsets[order].tolist()
+        borders: list[int] = [0, *(np.flatnonzero(np.diff(ordinals)) + 1).tolist(), len(ordinals)]
+        marks: list[int] = []
         tokens = Tokens()
         total = 0
-        for group in range(len(firsts) - 1):
-            first, last = firsts[group], firsts[group + 1]
+        for first, last in pairwise(borders):
             ordinal = int(ordinals[first])
             exchange = self._open.get(ordinal)
             if exchange is None:
-                body_ends[first:last] = total
+                marks.extend([total] * (last - first))
                 continue
             if exchange.first_byte_ns == NULL:
                 exchange.first_byte_ns = int(times[first])
             exchange.reads += last - first
             exchange.last_read_ns = int(times[last - 1])
-            total = self._decode(
-                ordinal,
-                exchange,
-                [captured.raw[starts[k] : ends[k]] for k in range(first, last)],
-                total,
-                tokens,
-                body_ends[first:last],
-            )
+            reads = [
+                captured.raw[start:end]
+                for start, end in zip(starts[first:last], ends[first:last], strict=True)
+            ]
+            total = self._decode(ordinal, exchange, reads, total, tokens, marks)
         if tokens.ends:
-            self._time(tokens, times, body_ends)
+            records = self._timing.records(tokens, times, np.array(marks, np.int64))
+            self._chunks_file.write(records.tobytes())
 
     def _decode(
         self,
@@ -140,133 +126,65 @@ class Reducer:
         reads: list[bytes],
         total: int,
         tokens: Tokens,
-        body_ends: Ints,
+        marks: list[int],
     ) -> int:
-        """Decode one request's reads; return the running total of body bytes."""
-        fresh = None if exchange.decoder is not None else self._codec.decoder(self._request)
-        bodies: list[bytes] = []
-        at = total
-        marks: list[int] = []
-        for read in reads:
-            body = exchange.take(read, exchange.decoder or fresh)  # type: ignore[arg-type]
-            bodies.append(body)
-            at += len(body)
-            marks.append(at)
-        body_ends[:] = marks
-        decoder = exchange.decoder
+        """Decode one request's reads.
+
+        ``total`` counts the body bytes of the segment; it is returned grown by this request's, and ``marks`` gets
+        what it was after each read.
+        """
+        place = 0
+        while not exchange.headed and place < len(reads):
+            reads[place] = exchange.take_head(reads[place], self._heads)
+            place += 1
+            if not exchange.headed:
+                reads[place - 1] = b""
+        if exchange.headed:
+            # The read that ended the head may hold the beginning of the body, so it is unframed too.
+            place = max(0, place - 1)
+            bodies = [*reads[:place], *exchange.unframe(reads[place:])]
+        else:
+            bodies = reads
+        for body in bodies:
+            total += len(body)
+            marks.append(total)
         whole = b"".join(bodies)
-        if decoder is None:
+        if not whole:
+            return total
+        if exchange.status != 200:  # noqa: PLR2004 - HTTPStatus is an enum, and dear here
             exchange.keep_error(whole)
-        elif whole:
-            shift = total - exchange.body_bytes
-            count = 0
-            for end, event in decoder.feed(whole):
-                if type(event) is Token:
-                    count += 1
-                    tokens.ends.append(end + shift)
-                    tokens.counts.append(-1 if event.count is None else event.count)
-                    tokens.sent.append(NULL if event.sent_ns is None else event.sent_ns)
-                    exchange.add_text(event)
-                else:
-                    exchange.note(event)
-            if count:
-                tokens.exchanges.append((ordinal, exchange, count))
+            exchange.body_bytes += len(whole)
+            return total
+        decoder = exchange.decoder
+        if decoder is None:
+            exchange.decoder = decoder = self._codec.decoder(self._request)
+        shift = total - len(whole) - exchange.body_bytes
+        texts: list[str] = []
+        for end, event in decoder.feed(whole):
+            if type(event) is Token:
+                tokens.ends.append(end + shift)
+                tokens.counts.append(-1 if event.count is None else event.count)
+                tokens.sent.append(NULL if event.sent_ns is None else event.sent_ns)
+                texts.append(event.text or event.reasoning)
+            else:
+                exchange.note(event)
+        if texts:
+            tokens.owners.append((self._number(ordinal), exchange, len(texts)))
+            exchange.add_text(texts)
         exchange.body_bytes += len(whole)
-        return at
-
-    def _time(self, tokens: Tokens, times: Ints, body_ends: Ints) -> None:
-        """Give each token the time of the read that completed it, and write the chunk records."""
-        read_of = np.searchsorted(body_ends, np.array(tokens.ends, np.int64), side="left")
-        at = times[read_of]
-        held = np.bincount(read_of, minlength=len(times))
-        shared = held[read_of] > 1
-        counts = np.array([count for _, _, count in tokens.exchanges], np.int64)
-        firsts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        owners = [exchange for _, exchange, _ in tokens.exchanges]
-        gaps = np.diff(at, prepend=0)
-        previous_at = np.array([owner.last_token_ns for owner in owners], np.int64)
-        new = previous_at == NULL
-        gaps[firsts] = np.where(new, -1, at[firsts] - np.where(new, 0, previous_at))
-        before_shared = np.concatenate([[False], shared[:-1]])
-        before_shared[firsts] = [owner.last_shared for owner in owners]
-        excluded = (shared | before_shared) & (gaps >= 0)
-        records = np.zeros(len(at), self._chunk_type)
-        records["received_ns"] = at
-        records["gap_ns"] = gaps
-        records["tokens"] = np.minimum(np.array(tokens.counts, np.int64), 32_767)
-        records["shared"] = shared
-        records["excluded"] = excluded
-        numbers = np.array([self._number(ordinal) for ordinal, _, _ in tokens.exchanges], np.int64)
-        records["request"] = np.repeat(numbers, counts)
-        begun = np.array([owner.chunks for owner in owners], np.int64)
-        records["index"] = np.arange(len(at)) - np.repeat(firsts - begun, counts)
-        if self._plan.true_times:
-            self._true_times(records, np.array(tokens.sent, np.int64), firsts, owners)
-        self._chunks_file.write(records.tobytes())
-        self._settle(tokens, records, firsts, np.flatnonzero(held > 1), read_of)
-
-    def _true_times(self, records: Ints, sent: Ints, firsts: Ints, owners: list[Exchange]) -> None:
-        known = sent != NULL
-        true = np.where(known, sent - self._plan.start_ns, NULL)
-        before = np.concatenate([[NULL], true[:-1]])
-        before[firsts] = [owner.last_true_ns for owner in owners]
-        records["true_sent_ns"] = true
-        both = known & (before != NULL)
-        records["true_gap_ns"] = np.where(both, true - np.where(both, before, 0), NULL)
-
-    def _settle(self, tokens: Tokens, records: Ints, firsts: Ints, multi: Ints, read_of: Ints) -> None:
-        """Carry each exchange's totals and its last chunk on to the next segment."""
-        gaps = records["gap_ns"]
-        usable = (gaps >= 0) & ~records["excluded"]
-        used = np.where(usable, gaps, 0)
-        sums = np.add.reduceat(used, firsts).tolist()
-        most = np.maximum.reduceat(used, firsts).tolist()
-        numbers = np.add.reduceat(usable.astype(np.int64), firsts).tolist()
-        dropped = np.add.reduceat(records["excluded"].astype(np.int64), firsts).tolist()
-        counted = np.add.reduceat(np.array(tokens.counts, np.int64), firsts).tolist()
-        # A read belongs to one request, so the reads with several chunks are told apart by their first token.
-        opens = np.flatnonzero(np.isin(read_of, multi) & (np.diff(read_of, prepend=-1) != 0))
-        several = np.bincount(
-            np.searchsorted(firsts, opens, side="right") - 1, minlength=len(firsts)
-        ).tolist()
-        at, shared = records["received_ns"].tolist(), records["shared"].tolist()
-        true = records["true_sent_ns"].tolist() if self._plan.true_times else None
-        ttfts: list[int] = []
-        for k, (_, exchange, count) in enumerate(tokens.exchanges):
-            first = int(firsts[k])
-            last = first + count - 1
-            if exchange.first_token_ns == NULL:
-                exchange.first_token_ns = at[first]
-                ttfts.append(at[first] + self._plan.start_ns - exchange.sent_ns)
-                exchange.true_first_ns = NULL if true is None else true[first]
-            exchange.last_token_ns = at[last]
-            exchange.last_true_ns = NULL if true is None else true[last]
-            exchange.last_shared = shared[last]
-            exchange.chunks += count
-            exchange.gap_sum += sums[k]
-            exchange.gap_count += numbers[k]
-            exchange.gap_max = max(exchange.gap_max, most[k])
-            exchange.gaps_excluded += dropped[k]
-            exchange.multi_event_reads += several[k]
-            exchange.counted += counted[k]
-        if self._observe is not None:
-            self._observe(np.array(ttfts, np.int64), gaps[usable])
+        return total
 
     def _number(self, ordinal: int) -> int:
         cycle, row = divmod(ordinal, len(self._table))
         return int(self._table[row, 0]) + cycle * self._plan.cycle_requests
 
-    def _row(self, ordinal: int, exchange: Exchange, how: End, detail: int) -> tuple[int, ...]:
-        """Return the values of ``ROW_FIELDS`` for an ended exchange."""
+    def _row(self, cycle: int, line: list[int], exchange: Exchange, end: tuple[int, int]) -> tuple[int, ...]:
+        """Return the values of ``ROW_FIELDS`` for an exchange that ended (how, with which errno)."""
         plan = self._plan
-        cycle, line = divmod(ordinal, len(self._table))
-        number, _, sample, repeat, input_tokens = self._table[line].tolist()
-        outcome = self._outcome(exchange, how, detail)
-        status = (
-            "cancelled" if how in {End.CANCELLED, End.UNSENT} else "failed" if outcome.error else "completed"
-        )
-        if outcome.error and outcome.error not in self.messages and len(self.messages) < _MESSAGES:
-            self.messages[outcome.error] = outcome.message
+        how, detail = end
+        number, _, sample, repeat, input_tokens = line
+        outcome = judge(exchange, how, detail, self._codec)
+        status = "cancelled" if how in _STOPPED else "failed" if outcome.error else "completed"
         streamed = self._request.stream
         usage = exchange.usage
         output, source = self._output_tokens(exchange)
@@ -285,9 +203,9 @@ class Reducer:
             exchange.first_byte_ns,
             exchange.first_token_ns if streamed else NULL,
             exchange.last_token_ns if streamed else NULL,
-            exchange.last_read_ns if how in {End.WHOLE, End.EOF} else NULL,
+            exchange.last_read_ns if how in _ANSWERED else NULL,
             STATUSES.index(status),
-            _index(self.errors, outcome.error),
+            self._error(outcome),
             exchange.status,
             _index(self.reasons, exchange.finish_reason),
             NULL if input_tokens < 0 else input_tokens,
@@ -308,36 +226,13 @@ class Reducer:
             timings.get("e2el", NULL),
             exchange.true_first_ns if streamed else NULL,
             exchange.answer_hash(),
-            exchange.counted if exchange.counted >= exchange.chunks else NULL,
+            exchange.counted if exchange.chunks else NULL,
         )
 
-    def _outcome(self, exchange: Exchange, how: End, detail: int) -> Outcome:
-        """Judge an exchange: the first thing that went wrong with it, or nothing."""
-        match how:
-            case End.CANCELLED | End.UNSENT:
-                return Outcome("cancelled", "the run was stopped")
-            case End.CONNECT:
-                return Outcome("unreachable", f"no connection: {os.strerror(detail)}")
-            case End.TIMEOUT:
-                return Outcome("timeout", "no whole answer within the time limit")
-            case End.RESET:
-                return Outcome("disconnected", "the server reset the connection")
-            case End.BAD_HEAD:
-                return Outcome("malformed", "the answer does not begin as HTTP/1")
-            case End.WHOLE | End.EOF:
-                pass
-        if exchange.decoder is not None:
-            for _, event in exchange.decoder.end():
-                if not isinstance(event, Token):
-                    exchange.note(event)
-        fault = exchange.framing_fault(closed=how == End.EOF)
-        if fault:
-            return Outcome("disconnected" if how == End.EOF else "malformed", fault)
-        if exchange.status != 200:
-            return exchange.refused(self._codec)
-        if isinstance(exchange.failure, Failed):
-            return Outcome(exchange.failure.kind, exchange.failure.message)
-        return Outcome("")
+    def _error(self, outcome: Outcome) -> int:
+        if outcome.error and outcome.error not in self.messages:
+            self.messages[outcome.error] = outcome.message
+        return _index(self.errors, outcome.error)
 
     def _output_tokens(self, exchange: Exchange) -> tuple[int, int]:
         """Return the output tokens and who counted them, as an index of ``SOURCES``."""
@@ -345,7 +240,7 @@ class Reducer:
         if usage is not None and usage.output_tokens is not None:
             return usage.output_tokens, SOURCES.index(usage.source)
         if self._tokenizer is not None and exchange.text:
-            return len(self._tokenizer.encode("".join(exchange.text))), SOURCES.index("tokenizer")
+            return len(self._tokenizer.encode(exchange.text)), SOURCES.index("tokenizer")
         if exchange.chunks:
             return exchange.chunks, SOURCES.index("estimate")
         return NULL, NULL

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.bench.engine.segment import MAGIC
+from tokenweir.bench.engine.segment import HEAD_BYTES, MAGIC
 from tokenweir.core.errors import RecordError
 
 Ints = npt.NDArray[np.int64]
 
 
 class Captured(NamedTuple):
-    """A segment read back. ``stamps_ns`` is CLOCK_REALTIME; ``sends`` and ``ends`` have four columns, ``clocks`` two."""
+    """A segment read back. ``stamps_ns`` is CLOCK_REALTIME; ``sends`` and ``ends`` have 4 columns, ``clocks`` 2."""
 
     requests: Ints
     offsets: Ints
@@ -29,17 +29,17 @@ class Captured(NamedTuple):
 def read_segment(path: Path) -> Captured:
     """Read a segment file. Raises RecordError when it is not one or is cut short."""
     content = path.read_bytes()
-    head = np.frombuffer(content[:48], np.int64)
-    if len(head) < 6 or head[0] != MAGIC:
+    head = np.frombuffer(content[:HEAD_BYTES], np.int64)
+    if len(content) < HEAD_BYTES or head[0] != MAGIC:
         message = f"{str(path)!r} is not a capture segment"
         raise RecordError(message, mend="delete the run directory and run again")
     reads, sends, ends, clocks, used = (int(value) for value in head[1:])
     counts = (reads, reads, reads * 2, sends * 4, ends * 4, clocks * 2)
-    if len(content) != 48 + 8 * sum(counts) + used:
+    if len(content) != HEAD_BYTES + 8 * sum(counts) + used:
         message = f"{str(path)!r} is cut short: {len(content)} bytes"
         raise RecordError(message, mend="the disk may have filled up; free room and run again")
     parts: list[Ints] = []
-    position = 48
+    position = HEAD_BYTES
     for count in counts:
         parts.append(np.frombuffer(content, np.int64, count, position))
         position += 8 * count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from tokenweir.bench.records.series import Series
 
 Ints = npt.NDArray[np.int64]
 
+UNKNOWN: Final = "unknown"
 GROUP_ROWS: Final = 1 << 17
 FIELD: Final = {name: index for index, name in enumerate(ROW_FIELDS)}
 _NAMED: Final = ("error", "finish_reason")
@@ -38,8 +39,8 @@ class RowSpools:
     ) -> None:
         self._spools = [read_rows(folder / "rows.i64") for folder in folders]
         self.names = {
-            "error": sorted({name for names in errors for name in names}),
-            "finish_reason": sorted({name for names in reasons for name in names}),
+            "error": sorted({UNKNOWN, *(name for names in errors for name in names)}),
+            "finish_reason": sorted({UNKNOWN, *(name for names in reasons for name in names)}),
         }
         self._codes = {
             "error": [_codes(names, self.names["error"]) for names in errors],
@@ -72,12 +73,15 @@ class RowSpools:
         out = np.empty((len(line), width), np.int64)
         for k, rows in enumerate(self._spools):
             mine = spool == k
-            picked = rows[line[mine]] if columns is None else rows[line[mine]][:, columns]
+            picked = np.array(
+                rows[line[mine]] if columns is None else rows[line[mine][:, None], np.array(columns)]
+            )
             if columns is None:
                 for name in _NAMED:
                     code = picked[:, FIELD[name]]
                     known = code != NULL
-                    code[known] = self._codes[name][k][code[known]]
+                    names = self._codes[name][k]
+                    code[known] = names[np.minimum(code[known], len(names) - 1)]
             out[mine] = picked
         return out
 
@@ -86,13 +90,14 @@ _NONE: Final = np.zeros(0, np.int64)
 
 
 def _codes(names: Sequence[str], all_names: Sequence[str]) -> Ints:
-    return np.array([all_names.index(name) for name in names], np.int64)
+    # A finishing process that was killed leaves indexes beyond the names it told: the last entry takes those.
+    return np.array([all_names.index(name) for name in (*names, UNKNOWN)], np.int64)
 
 
 def requests_table(rows: Ints, phases: npt.NDArray[np.int8], names: Mapping[str, Sequence[str]]) -> pa.Table:
     """Return rows as a table of the published columns."""
     words: dict[str, Sequence[str]] = {"status": STATUSES, "token_source": SOURCES, **names}
-    arrays: list[pa.Array] = []
+    arrays: list[pa.Array[Any]] = []
     for field in REQUESTS:
         if field.name == "phase":
             arrays.append(_dictionary(phases.astype(np.int64), PHASES, field.type))
@@ -112,15 +117,15 @@ def requests_table(rows: Ints, phases: npt.NDArray[np.int8], names: Mapping[str,
     return pa.Table.from_arrays(arrays, schema=REQUESTS)
 
 
-def _mean(rows: Ints) -> pa.Array:
+def _mean(rows: Ints) -> pa.Array[Any]:
     count = rows[:, FIELD["icl_count"]]
     mean = rows[:, FIELD["icl_sum_ns"]] // np.maximum(count, 1)
     return pa.array(mean, pa.int64(), mask=count == 0)
 
 
-def _dictionary(codes: Ints, names: Sequence[str], kind: pa.DictionaryType) -> pa.Array:
+def _dictionary(codes: Ints, names: Sequence[str], kind: pa.DataType) -> pa.Array[Any]:
     null = codes == NULL
-    indexes = pa.array(np.where(null, 0, codes), kind.index_type, mask=null)
+    indexes = pa.array(np.where(null, 0, codes), cast("Any", kind).index_type, mask=null)
     return pa.DictionaryArray.from_arrays(indexes, pa.array(list(names), pa.string()))
 
 

@@ -17,7 +17,7 @@ from tokenweir.core.metrics.base import FloatArray
 
 MAX_BINS: Final = 180
 MAX_HEAT_COLUMNS: Final = 120
-MAX_HEAT_ROWS: Final = 44
+MAX_HEAT_ROWS: Final = 72
 MAX_DOTS: Final = 500
 _WIDTHS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 # Of a bin that the load covers less than this, a rate would be noise.
@@ -137,7 +137,7 @@ def heat_map(series: Series, span: Span) -> Heat | None:
     return Heat(
         id="heat-itl",
         title="Inter-token latency over time",
-        caption=f"Gaps in each {width} s, in bins {wide:.1f} % wide; the colour is the count, log scale.",
+        caption=f"Measured gaps in each {width} s, in bins {wide:.1f} % wide; the colour is the count, log scale.",
         start=float(origin),
         width=float(width),
         columns=columns,
