@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from tokenweir.core.canonical import canonical_hash, canonical_json
+from tokenweir.core.canonical import MAX_INTEGER, canonical_hash, canonical_json
 from tokenweir.core.errors import InputError
 from tokenweir.core.requests import Json, Kind, Sampling
 from tokenweir.core.units import format_duration, parse_count, parse_duration
@@ -113,9 +113,7 @@ class ExperimentSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Return the spec as JSON values, without secrets and without sampling choices left to the engine."""
         content = cast("dict[str, dict[str, Json]]", msgspec.json.decode(msgspec.json.encode(self)))
         content["subject"]["url"] = public_url(self.subject.url)
-        content["subject"]["engine_flags"] = public_flags(
-            cast("dict[str, Json]", content["subject"]["engine_flags"])
-        )
+        content["subject"]["engine_flags"] = public_flags(self.subject.engine_flags)
         # ignore_eos is stated once, beside sampling; a sampling field added later moves no old hash.
         sampling = cast("dict[str, Json]", content["workload"]["sampling"])
         unset = cast("dict[str, Json]", msgspec.json.decode(msgspec.json.encode(Sampling())))
@@ -155,7 +153,10 @@ def public_url(url: str) -> str:
 
 
 def public_flags(flags: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the flags without those whose names say that they are secret, at any depth."""
+    """Return the flags without those whose names say that they are secret, at any depth.
+
+    Numbers that JSON readers may round or refuse become text, since an engine may report any.
+    """
     return {name: _public(value) for name, value in flags.items() if not _SECRET_FLAG.search(name)}
 
 
@@ -164,6 +165,8 @@ def _public(value: Json) -> Json:
         return public_flags(value)
     if isinstance(value, list):
         return [_public(item) for item in value]
+    if isinstance(value, (int, float)) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        return str(value)
     return value
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import cast
 
 import msgspec
@@ -105,6 +106,13 @@ def test_flags_lose_their_secrets_at_any_depth() -> None:
         "stop_token": "x",
         "inner": {"ok": [{"a": 1}]},
     }
+
+
+def test_flags_of_any_size_can_be_hashed() -> None:
+    flags: dict[str, Json] = {"big": 2**60, "nan": math.nan, "inf": [math.inf], "plain": 0.5, "on": True}
+    assert public_flags(flags) == {"big": str(2**60), "nan": "nan", "inf": ["inf"], "plain": 0.5, "on": True}
+    subject = Subject(backend="sim", url="http://h", model="m", engine_flags=flags)
+    assert msgspec.structs.replace(SPEC, subject=subject).config_hash
 
 
 def test_differences_have_paths_and_values() -> None:
