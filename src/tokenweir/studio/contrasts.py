@@ -21,7 +21,7 @@ from tokenweir.core.stats.estimates import (
     Estimate,
     Interval,
     difference,
-    independent_difference,
+    interval_difference,
     relative_difference,
 )
 from tokenweir.core.stats.mannwhitney import mann_whitney_sorted
@@ -209,7 +209,10 @@ def _quantiles(
     values: tuple[FloatArray, FloatArray],
     ordered: tuple[FloatArray, FloatArray],
 ) -> tuple[Change, ...]:
-    """Compare quantiles by order statistics, whose ranks are widened by what blocks of time show."""
+    """Compare quantiles by order statistics, whose ranks are widened by what blocks of time show.
+
+    The two estimates move together as far as pairs lie on the same side of both quantiles.
+    """
     points: list[FloatArray] = []
     intervals: list[list[Interval]] = []
     for rows, found, ascending in zip((trial.a, trial.b), values, ordered, strict=True):
@@ -232,9 +235,10 @@ def _quantiles(
         if not (math.isfinite(a) and math.isfinite(b) and of_a.bounded and of_b.bounded):
             changes.append(_point(f"p{percent}", plain(a), plain(b)))
             continue
-        change = _change(f"p{percent}", a, b, independent_difference(a, of_a, b, of_b))
+        shared = _correlation(trial, values, (a, b))
+        change = _change(f"p{percent}", a, b, interval_difference(a, of_a, b, of_b, shared))
         if min(of_a.low, of_b.low) > 0:
-            ratio = independent_difference(math.log(a), _log(of_a), math.log(b), _log(of_b))
+            ratio = interval_difference(math.log(a), _log(of_a), math.log(b), _log(of_b), shared)
             change = msgspec.structs.replace(
                 change,
                 percent_low=100 * math.expm1(ratio.low),
@@ -242,6 +246,24 @@ def _quantiles(
             )
         changes.append(change)
     return tuple(changes)
+
+
+def _correlation(trial: Trial, values: tuple[FloatArray, FloatArray], cuts: tuple[float, float]) -> float:
+    """Return the correlation of two quantiles: that of being at or below them, over the pairs, at least 0."""
+    a, b = values[0][trial.pairs_a], values[1][trial.pairs_b]
+    known = ~(np.isnan(a) | np.isnan(b))
+    n = int(np.count_nonzero(known))
+    if n < LEAST_PAIRS:
+        return 0.0
+    below_a, below_b = a[known] <= cuts[0], b[known] <= cuts[1]
+    share_a, share_b = np.count_nonzero(below_a) / n, np.count_nonzero(below_b) / n
+    both = np.count_nonzero(below_a & below_b) / n
+    spread = math.sqrt(share_a * (1 - share_a) * share_b * (1 - share_b))
+    # Values that have no pair add to each estimate alone.
+    sizes = [np.count_nonzero(~np.isnan(found)) for found in values]
+    return (
+        max(0.0, (both - share_a * share_b) / spread) * n / math.sqrt(sizes[0] * sizes[1]) if spread else 0.0
+    )
 
 
 def _log(interval: Interval) -> Interval:

@@ -79,14 +79,22 @@ def _welch(a: Estimate, b: Estimate, variance: float) -> float:
     return variance**2 / parts if parts > 0 else a.df + b.df
 
 
-def independent_difference(a: float, a_interval: Interval, b: float, b_interval: Interval) -> Interval:
-    """Return an interval of b − a from the separate intervals of independent a and b.
+def interval_difference(
+    a: float, a_interval: Interval, b: float, b_interval: Interval, correlation: float = 0.0
+) -> Interval:
+    """Return an interval of b − a from the separate intervals of two estimates with this correlation.
 
-    Formula: the ends' distances from the estimates added in squares.
-    Source: Zou and Donner 2008 (MOVER); Newcombe 1998 for proportions.
+    Formula: the ends' distances from the estimates added in squares, less what they share.
+    Source: Zou and Donner 2008, Zou 2007 (MOVER); Newcombe 1998 for proportions.
     """
     gap = b - a
     return Interval(
-        gap - math.hypot(b - b_interval.low, a_interval.high - a),
-        gap + math.hypot(b_interval.high - b, a - a_interval.low),
+        gap - _distance(b - b_interval.low, a_interval.high - a, correlation),
+        gap + _distance(b_interval.high - b, a - a_interval.low, correlation),
     )
+
+
+def _distance(one: float, two: float, correlation: float) -> float:
+    if not correlation or math.isinf(one) or math.isinf(two):
+        return math.hypot(one, two)
+    return math.sqrt(max(0.0, one * one + two * two - 2 * correlation * one * two))

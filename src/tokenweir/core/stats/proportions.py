@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tokenweir.core.stats.distributions import normal_quantile
-from tokenweir.core.stats.estimates import Interval, independent_difference
+from tokenweir.core.stats.estimates import Interval, interval_difference
 
 
 def wilson(hits: int, n: int, confidence: float) -> Interval:
@@ -25,7 +25,7 @@ def wilson(hits: int, n: int, confidence: float) -> Interval:
 
 def share_difference(hits_a: int, n_a: int, hits_b: int, n_b: int, confidence: float) -> Interval:
     """Return Newcombe's interval of the difference b − a of two independent shares; n_a and n_b above 0."""
-    return independent_difference(
+    return interval_difference(
         hits_a / n_a, wilson(hits_a, n_a, confidence), hits_b / n_b, wilson(hits_b, n_b, confidence)
     )
 
