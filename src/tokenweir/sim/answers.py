@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tokenweir.sim.engine import Engine
 
 LATE_NS: Final = 1_000_000
-"""A chunk sent this long after it was due counts as late: the simulator itself is overloaded."""
+"""A chunk sent this long after it was due counts as late: the simulator itself is overloaded.
+
+What follows a late chunk keeps its distance from it: catching up would send tokens in bunches, which no engine does.
+"""
 
 _BROKEN_EVENT: Final = b'data: {"id":"broken","choices":[{"index":0,\n\n'
 _ERROR: Final = b'{"error":{"message":"Simulated failure.","type":"server_error","code":500}}'
@@ -149,8 +152,10 @@ class Answer:
             data = self._first(now) + data
         self.last_ns = now
         self.done = done = done + count
-        if now - self.due_ns > LATE_NS:
+        due = self.due_ns
+        if now - due > LATE_NS:
             truth.late += 1
+            due = now
         if done >= self.total:
             conn.send(data + self.closing(now))
             if self.conn is not None:
@@ -164,7 +169,7 @@ class Answer:
             gap *= count
         if engine.factor != 1.0:
             gap = int(gap * engine.factor)
-        self.due_ns = due = self.due_ns + gap
+        self.due_ns = due = due + gap
         engine.wheel.add(due, self)
 
     def resume(self) -> None:

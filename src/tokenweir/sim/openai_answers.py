@@ -139,6 +139,7 @@ class WordStream(_OpenAIStream):
         due = self.due_ns
         if now - due > LATE_NS:
             engine.truth.late += 1
+            due = now
         try:
             sent = conn.transmit(data)
         except OSError:

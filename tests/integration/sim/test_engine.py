@@ -43,8 +43,9 @@ def test_the_pace_is_kept_without_drift_and_told_by_the_truth() -> None:
         began = time.monotonic_ns()
         sent = stamps(wire.events(PATH, chat(max_tokens=41, stream=True)))
         assert (sent[0] - began) / MS >= 30
-        assert 195 <= (sent[-1] - sent[0]) / MS < 230
+        assert 199 <= (sent[-1] - sent[0]) / MS < 400
         truth = wire.sim.truth()
+    assert min(b - a for a, b in itertools.pairwise(sent)) > 3.8 * MS, "late chunks came in a bunch"
     assert truth["chunks"] == 41
     ttft, itl = truth["ttft_ms"], truth["itl_ms"]
     assert isinstance(ttft, dict)
@@ -118,7 +119,7 @@ def test_several_tokens_to_a_chunk_keep_the_token_rate() -> None:
         events = wire.events(PATH, chat(max_tokens=18, stream=True))
         texts = [one["choices"][0]["delta"].get("content", "") for one in events]
         assert [len(text.split()) for text in texts if text] == [4, 4, 4, 4, 2]
-        assert sum(gaps_ms(events)) == pytest.approx(14 * 2, abs=6)
+        assert 27 <= sum(gaps_ms(events)) < 100
         truth = wire.sim.truth()
         wire.sim.flags(tokens_per_chunk="constant:1")
         one_by_one = wire.events(PATH, chat(max_tokens=18, stream=True))
@@ -154,16 +155,16 @@ def test_output_lengths_are_drawn_and_the_same_seed_draws_the_same() -> None:
 def test_jitter_is_drawn_from_the_distribution() -> None:
     with running(itl="uniform:2ms..6ms") as wire:
         gaps = gaps_ms(wire.events(PATH, chat(max_tokens=60, stream=True)))
-    assert 3 < sum(gaps) / len(gaps) < 6
-    assert max(gaps) - min(gaps) > 2
+    assert min(gaps) > 0.8
+    assert sorted(gaps)[15] < 4.5 < max(gaps)
 
 
 def test_early_headers_come_before_the_first_token() -> None:
-    with running(early_headers=True, ttft="constant:300ms") as wire, wire.socket() as sock:
+    with running(early_headers=True, ttft="constant:800ms") as wire, wire.socket() as sock:
         began = time.monotonic()
         sock.sendall(post(PATH, chat(max_tokens=2, stream=True)))
         head = sock.recv(65_536)
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 0.8
         assert head.endswith(b"\r\n\r\n")
         assert read_all(sock).count(b'"delta":{"content":" ') == 2
 

@@ -32,12 +32,12 @@ def test_a_status_comes_with_an_openai_body(wire: Wire, status: int) -> None:
 def test_slow_headers_stop_after_the_first_line(wire: Wire) -> None:
     began = time.monotonic()
     with wire.socket() as sock:
-        sock.sendall(order("slow-headers;for=300ms"))
+        sock.sendall(order("slow-headers;for=600ms"))
         first = sock.recv(65_536)
         assert first == b"HTTP/1.1 200 OK\r\n"
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 0.6
         rest = read_all(sock)
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 0.6
     assert rest.startswith(b"content-type: text/event-stream")
     assert tokens(rest) == 8
 
