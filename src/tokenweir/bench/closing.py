@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from tokenweir import __version__
 from tokenweir.bench.calibration import load_calibration
@@ -51,6 +52,8 @@ def close(measurement: Measurement, run_id: str) -> Closed:
         WeirError: no load point left anything.
         OSError: the tables cannot be written; the spools stay below ``work/``.
     """
+    # Arrow's own pools keep what they freed; the system's gives it back.
+    pa.set_memory_pool(pa.system_memory_pool())
     cpu = time.process_time()
     run_dir = measurement.run_dir
     provenance = _provenance(measurement)

@@ -29,9 +29,11 @@ from tokenweir.bench.target import Target, parse_target
 from tokenweir.bench.tokenizers import find_tokenizer
 from tokenweir.bench.workload import Workload
 from tokenweir.core.errors import EndpointError, WeirError
-from tokenweir.core.spec import ExperimentSpec
+from tokenweir.core.spec import ExperimentSpec, public_url
 from tokenweir.ports.backend import Backend, Identity
+from tokenweir.telemetry.logs import get_logger
 
+_LOG = get_logger("tokenweir.bench")
 _FLUSHED: Final = frozenset({"sglang", "sglang_jax"})
 """Engines with a prefix cache that is emptied before a load point, so that each starts alike."""
 
@@ -70,6 +72,16 @@ class Measurement:
     def work_dir(self) -> Path:
         """Where the workers leave their spools until the tables are written."""
         return self.run_dir / "work"
+
+    def public_facts(self) -> dict[str, str]:
+        """Return what a log may say of the run: no key, no prompt."""
+        subject = self.spec.subject
+        return {
+            "backend": subject.backend,
+            "url": public_url(subject.url),
+            "model": subject.model,
+            "config_hash": self.spec.config_hash,
+        }
 
     @property
     def status(self) -> RunStatus:
@@ -170,6 +182,7 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
                 run_start_ns = _run(measurement, prepared, point, run_start_ns, view, stopping)
             except WeirError as error:
                 measurement.failure = error
+                _LOG.error("load failed", load=load, code=error.code, reason=str(error))
                 break
 
 
@@ -189,6 +202,7 @@ def _run(
     with Crew(prepared.plans, prepared.finish_plans) as crew, prepared.payloads:
         crew.await_ready()
         start_ns = crew.start(run_start_ns)
+        _LOG.info("load started", load=point.load, arrival=point.arrival.text, workers=len(prepared.plans))
 
         def observe(progress: Progress) -> None:
             nonlocal cancelled
@@ -201,6 +215,10 @@ def _run(
             crew.wait(observe)
         finally:
             failed = bool(crew.died)
+            progress = crew.progress(finishing=True)
+            _LOG.info("load ended", load=point.load, completed=progress.completed, failed=progress.failed)
+            for status in crew.died:
+                _LOG.error("worker died", status=status)
             measurement.points.append(
                 RunPoint(
                     load=point.load,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from tokenweir.bench.live import SilentView, View
 from tokenweir.bench.measure import begin, measure
 from tokenweir.bench.options import BenchOptions
-from tokenweir.bench.records.rundir import make_run_dir
+from tokenweir.bench.records.rundir import LOG_FILE, make_run_dir
 from tokenweir.bench.settings import Settings
 from tokenweir.core.errors import (
     EndpointError,
@@ -23,12 +23,14 @@ from tokenweir.core.errors import (
     WeirError,
 )
 from tokenweir.core.ids import new_id
+from tokenweir.telemetry.logs import also_to_file, get_logger
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from tokenweir.bench.closing import Closed
 
+_LOG = get_logger("tokenweir.bench")
 _BY_CODE: Final[dict[str, type[EndpointError]]] = {
     error.code: error
     for error in (UnreachableError, RefusedError, OverloadedError, UpstreamError, ProtocolError)
@@ -55,13 +57,20 @@ def run_bench(
     measurement, ready = begin(options, settings, portable=portable)
     run_id = new_id("run")
     measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
-    measure(measurement, ready, view or SilentView())
-    if not measurement.points:
-        shutil.rmtree(measurement.run_dir, ignore_errors=True)
-        raise measurement.failure or NoResultError("the run ended before its first load point")
-    closing = _late("tokenweir.bench.closing")
-    closed = cast("Closed", closing.close(measurement, run_id))
-    _late("tokenweir.bench.report").render(closed.run_dir)
+    with also_to_file(measurement.run_dir / LOG_FILE):
+        _LOG.info("run started", run_id=run_id, **measurement.public_facts())
+        measure(measurement, ready, view or SilentView())
+        if not measurement.points:
+            shutil.rmtree(measurement.run_dir, ignore_errors=True)
+            raise measurement.failure or NoResultError("the run ended before its first load point")
+        closing = _late("tokenweir.bench.closing")
+        closed = cast("Closed", closing.close(measurement, run_id))
+        for kind, text in closed.messages.items():
+            _LOG.warning("requests failed", kind=kind, first_message=text)
+        for note in closed.run.notes:
+            _LOG.info("note", text=note)
+        _late("tokenweir.bench.report").render(closed.run_dir)
+        _LOG.info("run ended", run_id=run_id, status=closed.run.status)
     return closed
 
 

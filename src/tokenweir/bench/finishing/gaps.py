@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.bench.finishing.spool import NULL, read_chunks
+from tokenweir.bench.finishing.spool import NULL, chunk_blocks
 from tokenweir.bench.records.series import Series
 from tokenweir.core.stats.pool import Pool
 
 Ints = npt.NDArray[np.int64]
-
-_BLOCK: Final = 1 << 19
 
 
 class RequestFacts:
@@ -64,7 +61,7 @@ class Gaps:
 
     def add(self, folder: Path, kind: np.dtype[np.void], facts: RequestFacts) -> None:
         """Take in one worker's chunk records."""
-        for block in _blocks(read_chunks(folder / "chunks.bin", kind)):
+        for block in chunk_blocks(folder / "chunks.bin", kind):
             self._add(block, facts)
 
     def add_whole_answers(self, end_ns: Ints, output: Ints) -> None:
@@ -101,11 +98,6 @@ class Gaps:
             true = block["true_gap_ns"][single]
             known = true != NULL
             self.itl_error.add(np.abs(gaps[known] - true[known]))
-
-
-def _blocks(records: npt.NDArray[np.void]) -> Iterator[npt.NDArray[np.void]]:
-    for start in range(0, len(records), _BLOCK):
-        yield np.array(records[start : start + _BLOCK])
 
 
 def count_chunks(folders: Sequence[Path], kind: np.dtype[np.void]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+_BLOCK: Final = 1 << 17
 NULL: Final = -(1 << 63)
 """Stands for "unknown" in int64 columns."""
 
@@ -82,6 +84,15 @@ def read_rows(path: Path) -> npt.NDArray[np.int64]:
     if not path.exists() or not path.stat().st_size:
         return np.zeros((0, len(ROW_FIELDS)), np.int64)
     return np.memmap(path, np.int64, "r").reshape(-1, len(ROW_FIELDS))
+
+
+def chunk_blocks(path: Path, kind: np.dtype[np.void]) -> Iterator[npt.NDArray[np.void]]:
+    """Yield a chunk spool in blocks: read, not mapped, so that no more than a block counts as this process's memory."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, kind, _BLOCK)):
+            yield block
 
 
 def read_chunks(path: Path, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:

@@ -22,8 +22,9 @@ from tokenweir.bench.records.series import Series
 Ints = npt.NDArray[np.int64]
 
 UNKNOWN: Final = "unknown"
-GROUP_ROWS: Final = 1 << 17
+GROUP_ROWS: Final = 1 << 15
 FIELD: Final = {name: index for index, name in enumerate(ROW_FIELDS)}
+_WORDS: Final = [field.name for field in REQUESTS if pa.types.is_dictionary(field.type)]
 _NAMED: Final = ("error", "finish_reason")
 _ANSWER_TYPES: Final = {"answer_hash": np.uint64}
 
@@ -134,7 +135,7 @@ class RequestsFile:
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._schema = REQUESTS.with_metadata(dict(metadata))
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=_WORDS)
 
     def write(self, table: pa.Table) -> None:
         """Append a row group."""
@@ -150,7 +151,7 @@ def write_chunks(
 ) -> None:
     """Write ``chunks.parquet`` from the chunk spools in ``parts``: (load point, worker's folder)."""
     schema = CHUNKS.with_metadata(dict(metadata))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         for load in sorted({load for load, _ in parts}):
             spools = [read_chunks(folder / "chunks.bin", kind) for index, folder in parts if index == load]
             records = np.concatenate(spools) if len(spools) > 1 else spools[0]
