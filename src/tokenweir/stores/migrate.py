@@ -10,16 +10,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.exc import DatabaseError
 
 from tokenweir.core.errors import RecordError
-from tokenweir.stores.records import writing
+from tokenweir.stores.records import reading, writing
 
 CONNECTION: Final = "connection"
 """The attribute of Alembic's configuration in which a branch's ``env.py`` finds its connection."""
-
-_LOCK: Final = 0x7765_6972
-"""PostgreSQL advisory lock held while a schema changes."""
 
 
 def version_table(branch: str) -> str:
@@ -40,32 +36,22 @@ def upgrade(engine: sa.Engine, *, scripts: str, branch: str) -> None:
     config.set_main_option("script_location", scripts)
     head = ScriptDirectory.from_config(config).get_current_head()
     try:
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             if _revision(connection, branch) == head:
                 return
-        with writing(engine).begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        with writing(engine) as connection:
             if _revision(connection, branch) == head:
                 return
             config.attributes[CONNECTION] = connection
             command.upgrade(config, f"{branch}@head")
     except CommandError as error:
+        name = engine.url.render_as_string(hide_password=True)
         raise RecordError(
-            f"the records store {_name(engine)!r} has a schema this Tokenweir does not know: {error}",
+            f"the records store {name!r} has a schema this Tokenweir does not know: {error}",
             mend="use the Tokenweir that wrote it, or another file",
-        ) from error
-    except DatabaseError as error:
-        raise RecordError(
-            f"the records store {_name(engine)!r} cannot be used: {error.orig}",
-            mend="mend or remove it; an index of runs can be made again with weir runs index",
         ) from error
 
 
 def _revision(connection: sa.Connection, branch: str) -> str | None:
     context = MigrationContext.configure(connection, opts={"version_table": version_table(branch)})
     return context.get_current_revision()
-
-
-def _name(engine: sa.Engine) -> str:
-    return engine.url.render_as_string(hide_password=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from tokenweir.core.errors import ConfigError, MissingExtraError, RecordError
+from tokenweir.core.errors import ConfigError, DiskFullError, MissingExtraError, RecordError
 
 SCHEMES: Final = ("sqlite:///", "postgresql://")
 BUSY_TIMEOUT_MS: Final = 30_000
 _WRITES: Final = "tokenweir_writes"
+_LOCK: Final = 0x7765_6972
+"""PostgreSQL's advisory lock that a writing transaction holds."""
 
 
 def records_engine(url: str) -> sa.Engine:
@@ -44,12 +48,48 @@ def records_engine(url: str) -> sa.Engine:
     )
 
 
-def writing(engine: sa.Engine) -> sa.Engine:
-    """Return the engine for transactions that write: on SQLite they take the write lock when they begin.
+@contextmanager
+def reading(engine: sa.Engine) -> Generator[sa.Connection]:
+    """Give a connection for a transaction that reads.
 
-    One that has read before it finds the lock taken could not wait for it without losing its snapshot.
+    Raises:
+        RecordError: the store cannot be used.
     """
-    return engine.execution_options(**{_WRITES: True})
+    with _explained(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Generator[sa.Connection]:
+    """Give a connection for one transaction that writes, alone: committed at the end, undone by an error.
+
+    It takes the store's write lock when it begins. One that has read before it finds the lock taken could not
+    wait for it without losing its snapshot.
+
+    Raises:
+        RecordError: the store cannot be used.
+        DiskFullError: no room is left for it.
+    """
+    with _explained(engine), engine.execution_options(**{_WRITES: True}).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _explained(engine: sa.Engine) -> Generator[None]:
+    try:
+        yield
+    except DatabaseError as error:
+        name = engine.url.render_as_string(hide_password=True)
+        reason = " ".join(str(error.orig).split())
+        if "disk is full" in reason:
+            raise DiskFullError(
+                f"no room is left for the records store {name!r}",
+                mend="free some space, or set stores.records",
+            ) from error
+        raise RecordError(
+            f"the records store {name!r} cannot be used: {reason}",
+            mend="set stores.records to another; an index of runs can be made again with weir runs index",
+        ) from error
 
 
 def _sqlite(url: sa.URL) -> sa.Engine:
@@ -93,9 +133,16 @@ def _begin(connection: sa.Connection) -> None:
 
 def _postgresql(url: sa.URL) -> sa.Engine:
     try:
-        return sa.create_engine(url)
+        engine = sa.create_engine(url)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise MissingExtraError(
             "a postgresql:// records store needs the driver 'psycopg', which is not installed",
             mend="pip install 'psycopg[binary]', or use sqlite:///PATH",
         ) from error
+    event.listen(engine, "begin", _lock)
+    return engine
+
+
+def _lock(connection: sa.Connection) -> None:
+    if connection.get_execution_options().get(_WRITES):
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))

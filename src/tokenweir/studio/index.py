@@ -15,7 +15,7 @@ from tokenweir.bench.records.model import Run, RunStatus, Trust
 from tokenweir.bench.records.rundir import RUN_FILE, read_run
 from tokenweir.core.errors import InputError, RecordError
 from tokenweir.stores.migrate import upgrade
-from tokenweir.stores.records import records_engine, writing
+from tokenweir.stores.records import reading, records_engine, writing
 from tokenweir.studio.index_schema import BRANCH, LABELS, RUNS, SCRIPTS
 
 _PREFIX: Final = "run_"
@@ -112,7 +112,7 @@ class RunIndex:
 
     def add_new(self, runs_dir: Path) -> tuple[RecordError, ...]:
         """Index the directories of ``runs_dir`` that are not known yet; return those that hold no run."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             known = set(connection.scalars(sa.select(RUNS.c.path)))
         found, refused = _read_all(path for path in run_dirs(runs_dir) if str(path) not in known)
         self._put(found)
@@ -163,7 +163,7 @@ class RunIndex:
             raise RecordError(
                 f"{len(found)} runs begin with {run_id!r}", mend=f"give more of the id: {names}"
             )
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             known = list(connection.scalars(sa.select(RUNS.c.id).order_by(RUNS.c.id.desc())))
         near = difflib.get_close_matches(beginning, known, n=_NEAR, cutoff=0.5) or known[:_NEAR]
         mend = f"known ones: {', '.join(near)}" if near else "index a directory of runs: weir runs index DIR"
@@ -171,7 +171,7 @@ class RunIndex:
 
     def remove(self, run_id: str) -> None:
         """Forget a run; its directory stays. An id that is not indexed is forgotten already."""
-        with writing(self._engine).begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(sa.delete(LABELS).where(LABELS.c.run == run_id))
             connection.execute(sa.delete(RUNS).where(RUNS.c.id == run_id))
 
@@ -179,7 +179,7 @@ class RunIndex:
         entries = list(entries)
         if not entries:
             return
-        with writing(self._engine).begin() as connection:
+        with writing(self._engine) as connection:
             for entry in entries:
                 # A directory holds one run: whatever was known of this path or id is out of date.
                 stale = sa.or_(RUNS.c.id == entry.run_id, RUNS.c.path == str(entry.path))
@@ -194,7 +194,7 @@ class RunIndex:
                     connection.execute(sa.insert(LABELS), labels)
 
     def _entries(self, wanted: sa.Select[tuple[object, ...]]) -> list[Entry]:
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(wanted).mappings().all()
             labels: dict[str, dict[str, str]] = {}
             chosen = sa.select(wanted.subquery().c.id)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tokenweir.core.errors import ConfigError, MissingExtraError
+from tokenweir.core.errors import ConfigError, DiskFullError, MissingExtraError, RecordError
 from tokenweir.stores.records import records_engine, writing
 
 
@@ -25,12 +25,12 @@ def test_sqlite_is_set_up_to_be_shared(tmp_path: Path) -> None:
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     engine = records_engine(f"sqlite:///{tmp_path}/index.db")
     try:
-        with writing(engine).begin() as connection:
+        with writing(engine) as connection:
             connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
             connection.exec_driver_sql("INSERT INTO t VALUES (0)")
 
         def count_up(_: int) -> None:
-            with writing(engine).begin() as connection:
+            with writing(engine) as connection:
                 value = connection.exec_driver_sql("SELECT n FROM t").scalar()
                 connection.execute(sa.text("UPDATE t SET n = :n"), {"n": int(value or 0) + 1})
 
@@ -47,7 +47,7 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
     try:
 
         def fail() -> None:
-            with writing(engine).begin() as connection:
+            with writing(engine) as connection:
                 connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
                 raise ZeroDivisionError
 
@@ -68,3 +68,17 @@ def test_an_unknown_scheme_names_the_known_ones(url: str) -> None:
 def test_postgresql_without_its_driver_says_what_to_install() -> None:
     with pytest.raises(MissingExtraError, match="psycopg"):
         records_engine("postgresql://user:secret@host/db")
+
+
+def test_a_store_that_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:
+    engine = records_engine(f"sqlite:///{tmp_path}/index.db")
+    try:
+        with pytest.raises(RecordError, match="cannot be used: no such table"), writing(engine) as connection:
+            connection.exec_driver_sql("SELECT * FROM nowhere")
+        with writing(engine) as connection:
+            connection.exec_driver_sql("CREATE TABLE t (b BLOB)")
+            connection.exec_driver_sql("PRAGMA max_page_count = 4")
+        with pytest.raises(DiskFullError, match="no room"), writing(engine) as connection:
+            connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(1000000))")
+    finally:
+        engine.dispose()
