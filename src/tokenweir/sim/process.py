@@ -63,7 +63,8 @@ class SimProcess:
             measure(sim.url)
             print(sim.truth()["ttft_ms"])
 
-    ``cpus`` binds the process to those processors, where the platform can.
+    ``cpus`` binds the process to those processors, where the platform can. The simulator ends with the process
+    that started it, however that one ends.
     """
 
     def __init__(self, *, cpus: frozenset[int] | None = None, **flags: Unpack[SimFlags]) -> None:
@@ -92,8 +93,8 @@ class SimProcess:
             raise ResourceError("the simulator has no pipes", mend="report this")
         if self._cpus is not None and sys.platform == "linux":
             os.sched_setaffinity(child.pid, self._cpus)
-        stdin.write(msgspec.json.encode(self._flags))
-        stdin.close()
+        stdin.write(msgspec.json.encode(self._flags) + b"\n")
+        stdin.flush()
         line = stdout.readline().decode().strip()
         if not (line.startswith(READY_PREFIX) and line.endswith(READY_SUFFIX)):
             self.stop()
@@ -114,8 +115,9 @@ class SimProcess:
         except subprocess.TimeoutExpired:
             child.kill()
             status = child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
         return status
 
     def __enter__(self) -> Self:

@@ -10,10 +10,11 @@ from tokenweir.sim.options import READY_PREFIX, READY_SUFFIX, Options
 from tokenweir.sim.server import Server
 
 
-def run(options: Options, *, ready_file: Path | None = None) -> int:
+def run(options: Options, *, ready_file: Path | None = None, tether: int | None = None) -> int:
     """Listen, print the ready line, serve until SIGTERM or Ctrl-C; return the exit status.
 
     The line is ``weir sim: http://HOST:PORT ready``; ``ready_file`` gets the URL alone.
+    ``tether`` is a descriptor whose end is the simulator's end too.
 
     Raises:
         ConfigError: the options cannot be used, or the address is taken.
@@ -29,4 +30,4 @@ def run(options: Options, *, ready_file: Path | None = None) -> int:
             ) from None
     sys.stdout.write(f"{READY_PREFIX}{server.url}{READY_SUFFIX}\n")
     sys.stdout.flush()
-    return server.run()
+    return server.run(tether)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -47,6 +48,7 @@ class Server:
         self.poller = make_poller()
         self._connections: dict[int, Connection] = {}
         self._paused = False
+        self._tether = -1
         self._stop_status: int | None = None
         host, port = self._listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -66,8 +68,11 @@ class Server:
         """End :meth:`run` with ``status`` after the present round."""
         self._stop_status = status
 
-    def run(self) -> int:
-        """Serve until stopped; return the exit status: 0 after SIGTERM, 130 after Ctrl-C."""
+    def run(self, tether: int | None = None) -> int:
+        """Serve until stopped; return the exit status: 0 after SIGTERM, 130 after Ctrl-C.
+
+        ``tether`` is a descriptor to be read from; its end stops the server with 0.
+        """
         wake, waker = socket.socketpair()
         wake.settimeout(0.0)
         waker.settimeout(0.0)
@@ -75,6 +80,9 @@ class Server:
         for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, _INTERRUPTED)):
             signal.signal(number, self._stopper(status))
         self.poller.watch(wake.fileno(), READ)
+        if tether is not None:
+            self._tether = tether
+            self.poller.watch(tether, READ)
         # Nothing on the hot path makes a cycle, and a collection would show up as a late chunk.
         gc.collect()
         gc.freeze()
@@ -121,6 +129,8 @@ class Server:
                     self._accept()
                 elif fd == wake.fileno():
                     wake.recv(_WAKE_BYTES)
+                elif fd == self._tether and not os.read(fd, _WAKE_BYTES):
+                    self.stop(0)
                 continue
             if mask & WRITE:
                 conn.writable()

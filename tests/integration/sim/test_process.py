@@ -127,6 +127,17 @@ def test_the_child_process_is_started_stopped_and_never_left_over() -> None:
         SimProcess(ttft="fast").start()
 
 
+def test_it_ends_with_the_program_that_started_it() -> None:
+    command = [sys.executable, "-m", "tokenweir.sim"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        child.stdin.write('{"port": 0}\n')
+        child.stdin.flush()
+        assert ready_url(child)
+        child.stdin.close()
+        assert child.wait(20) == 0
+
+
 def test_beyond_the_descriptor_limit_connections_wait_until_one_closes() -> None:
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (70, 70));"
@@ -143,8 +154,8 @@ def test_beyond_the_descriptor_limit_connections_wait_until_one_closes() -> None
         try:
             assert child.stdin is not None
             assert child.stderr is not None
-            child.stdin.write('{"port": 0}')
-            child.stdin.close()
+            child.stdin.write('{"port": 0}\n')
+            child.stdin.flush()
             host, port = ready_url(child).removeprefix("http://").split(":")
             socks = [socket.create_connection((host, int(port)), timeout=20) for _ in range(80)]
             assert "raise the limit" in child.stderr.readline()
