@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -19,7 +21,7 @@ from tokenweir.core.spec import difference_table
 from tokenweir.studio.compared_rows import Rowset, columns_of, pair, read_rows
 from tokenweir.studio.conclusions import decide, verdict, warnings
 from tokenweir.studio.contrasts import Trial, contrast
-from tokenweir.studio.findings import Answers, Comparison, LoadComparison, PairComparison, Side
+from tokenweir.studio.findings import Answers, Comparison, Contrast, LoadComparison, PairComparison, Side
 
 DEFAULT_METRICS: Final = (
     "ttft",
@@ -36,6 +38,8 @@ DEFAULT_METRICS: Final = (
     "error_rate",
 )
 """What is compared unless told: Holm's correction makes each further metric cost certainty."""
+
+_THREADS: Final = 2
 
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -230,5 +234,11 @@ def _load(index: int, a: Party, b: Party, metrics: Sequence[Metric], options: Op
             for side, load in ((a[0], one), (b[0], two))
             if load.summary.verdict.trust == "client-bound"
         },
-        contrasts=tuple(contrast(metric, trial) for metric in metrics),
+        contrasts=_contrasts(metrics, trial),
     )
+
+
+def _contrasts(metrics: Sequence[Metric], trial: Trial) -> tuple[Contrast, ...]:
+    # Sorting and counting release the interpreter's lock, so that threads share the work.
+    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
+        return tuple(threads.map(partial(contrast, trial=trial), metrics))
