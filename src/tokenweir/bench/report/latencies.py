@@ -26,18 +26,22 @@ _LOG_SPREAD: Final = 12.0
 
 @dataclass(frozen=True, slots=True)
 class CdfSpec:
-    """Which metrics share one chart of distributions; the second is drawn as a variant of the first."""
+    """Which metrics share one chart of distributions; the second is drawn as a variant of the first.
+
+    ``of_server`` says whether a failed request may count as infinite: it has no part in the client's own delay.
+    """
 
     id: str
     title: str
     tags: tuple[str, ...]
+    of_server: bool = True
 
 
 CDFS: Final = (
     CdfSpec("cdf-ttft", "Time to first token", ("ttft", "ttft_scheduled")),
     CdfSpec("cdf-tpot", "Time per output token", ("tpot",)),
     CdfSpec("cdf-e2el", "End-to-end latency", ("e2el", "e2el_scheduled")),
-    CdfSpec("cdf-lag", "Dispatch lag: the client's own delay", ("dispatch_lag",)),
+    CdfSpec("cdf-lag", "Dispatch lag: the client's own delay", ("dispatch_lag",), of_server=False),
 )
 
 
@@ -59,9 +63,9 @@ def curve(values: FloatArray, failures: int) -> list[float]:
 def request_cdfs(requests: Requests, *, slo_ms: Mapping[str, float], failures_count: bool) -> list[Chart]:
     """Return the distributions of the metrics that have one value per request."""
     failed = (requests.status == STATUSES.index("failed")) & (requests.phase == PHASES.index("measured"))
-    failures = int(failed.sum()) if failures_count else 0
     charts: list[Chart] = []
     for spec in CDFS:
+        failures = int(failed.sum()) if failures_count and spec.of_server else 0
         lines: list[Line] = []
         n = 0
         for place, tag in enumerate(spec.tags):

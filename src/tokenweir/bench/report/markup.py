@@ -194,7 +194,7 @@ def tiles(summary: Summary) -> str:
     parts: list[str] = []
     for tag, main, second in _TILES:
         metric = summary.metrics.get(tag)
-        if metric is None or getattr(metric, main) is None:
+        if metric is None or not metric.n or getattr(metric, main) is None:
             continue
         aside = f"{second} {wording.statistic(getattr(metric, second))} · " if second else ""
         label = f"{wording.title(tag)}{f', {main}' if second else ''}"

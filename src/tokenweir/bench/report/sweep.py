@@ -121,7 +121,7 @@ def _chart(
     return Chart(
         id=names[0],
         title=names[1],
-        caption="One point per load of the sweep, over its measured window.",
+        caption="One point per load, over its measured window. Infinite values are not drawn.",
         kind="sweep",
         x=axis.name,
         x_unit=axis.unit,

@@ -46,10 +46,11 @@ def test_the_charts_agree_with_the_summary(tmp_path: Path) -> None:
 def test_counting_failures_as_infinite_adds_them_to_n(tmp_path: Path) -> None:
     make_run(tmp_path, n=400, shape=RunShape(failures=0.2, warmup=0.0))
     requests = read_requests(tmp_path)[0]
-    plain = request_cdfs(requests, slo_ms={}, failures_count=False)[0]
-    infinite = request_cdfs(requests, slo_ms={}, failures_count=True)[0]
-    assert (plain.n or 0) < (infinite.n or 0) == 400
-    assert infinite.lines[0].x[-1] is None
+    plain = request_cdfs(requests, slo_ms={}, failures_count=False)
+    infinite = request_cdfs(requests, slo_ms={}, failures_count=True)
+    assert (plain[0].n or 0) < (infinite[0].n or 0) == 400
+    assert infinite[0].lines[0].x[-1] is None
+    assert infinite[-1] == plain[-1]
 
 
 def test_gaps_come_from_the_counts_and_lie_within_a_bin(tmp_path: Path) -> None:

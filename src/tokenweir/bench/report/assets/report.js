@@ -4,7 +4,11 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const SHARE_TICKS = [0, 0.25, 0.5, 0.75, 0.9, 1];
 const TAIL_TICKS = [0, 0.5, 0.9, 0.99, 0.999, 0.9999];
 const shareLabel = (share) => `p${Number((share * 100).toPrecision(7))}`;
-const THIRDS = ["cdf-tpot", "cdf-e2el", "cdf-lag", "time-tokens", "time-requests", "time-flight", "sweep-ttft", "sweep-tpot", "sweep-e2el"];
+/** How wide each of `count` figures is, so that their rows are full. */
+function sizes(count) {
+  const halves = count === 4 ? 4 : count % 3 === 2 ? 2 : 0;
+  return Array.from({ length: count }, (_, place) => (count === 1 ? "wide" : place < halves ? "" : "third"));
+}
 const settings = { tail: false };
 
 function nearest(values, wanted) {
@@ -102,9 +106,14 @@ function tableOfLines(chart) {
   return [[`${chart.x}, ${chart.x_unit}`, ...lines.map((line) => `${line.name}, ${chart.y_unit}`)], xs.map((at) => [at, ...found.map((values) => values.get(at) ?? null)])];
 }
 
-function lineFigure(host, chart) {
+function lineFigures(host, charts) {
+  const widths = sizes(charts.length);
+  return charts.map((chart, place) => lineFigure(host, chart, widths[place]));
+}
+
+function lineFigure(host, chart, size) {
   return figure(host, chart, {
-    size: chart.id === "time-ttft" ? "wide" : THIRDS.includes(chart.id) ? "third" : "",
+    size,
     draw: (width) => drawLines(chart, width),
     keys: keysOf(chart.lines, chart.kind === "cdf" ? chart.x_unit : chart.y_unit),
     table: () => tableOfLines(chart),
@@ -298,7 +307,7 @@ function drawLoad(load) {
   if (cdfs.length) {
     const tail = html("button", { type: "button", "aria-pressed": "false" }, "Spread the tail");
     group("Distributions").append(tail);
-    const figures = cdfs.map((chart) => lineFigure(host, chart));
+    const figures = lineFigures(host, cdfs);
     tail.addEventListener("click", () => {
       settings.tail = !settings.tail;
       tail.setAttribute("aria-pressed", String(settings.tail));
@@ -306,7 +315,8 @@ function drawLoad(load) {
     });
   }
   group("Over time");
-  load.charts.filter((chart) => chart.id.startsWith("time-")).forEach((chart) => lineFigure(host, chart));
+  lineFigures(host, load.charts.filter((chart) => chart.id === "time-ttft"));
+  lineFigures(host, load.charts.filter((chart) => chart.id.startsWith("time-") && chart.id !== "time-ttft"));
   if (load.heat) heatFigure(host, load.heat);
   if (load.timeline) timelineFigure(host, load.timeline);
 }
@@ -359,7 +369,8 @@ document.querySelectorAll("table.sortable").forEach(makeSortable);
 const sweepHost = document.querySelector('[data-charts="sweep"]');
 if (sweepHost) {
   if (DATA.pareto) paretoFigure(sweepHost, DATA.pareto);
-  DATA.sweep.forEach((chart) => lineFigure(sweepHost, chart));
+  lineFigures(sweepHost, DATA.sweep.filter((chart) => chart.y_unit === "ms"));
+  lineFigures(sweepHost, DATA.sweep.filter((chart) => chart.y_unit !== "ms"));
 }
 if (DATA.loads.length > 1) picker(); else if (DATA.loads.length) choose(DATA.loads[0].index);
 document.documentElement.dataset.drawn = "yes";
