@@ -49,8 +49,8 @@ def span_of(load: LoadResult, requests: Requests) -> Span:
     return Span(start=float(times.min()), end=float(max(times.max(), times.min() + 1e-3)), window=bounds)
 
 
-def ttft_over_time(requests: Requests, span: Span) -> Chart | None:
-    """Return TTFT by send time: percentiles per bin, and single requests as dots."""
+def ttft_over_time(requests: Requests, span: Span, detail: float = 1.0) -> Chart | None:
+    """Return TTFT by send time: percentiles per bin, and requests as dots, fewer with less ``detail``."""
     sent, first = requests.columns["sent_ns"], requests.columns["first_token_ns"]
     known = np.isfinite(sent) & np.isfinite(first) & (requests.status == STATUSES.index("completed"))
     if not known.any():
@@ -70,7 +70,7 @@ def ttft_over_time(requests: Requests, span: Span) -> Chart | None:
         )
         for name, role, share in (("p50", "main", 0.5), ("p90", "second", 0.9), ("p99", "variant", 0.99))
     ]
-    step = max(1, -(-len(at) // MAX_DOTS))
+    step = max(1, -(-len(at) // max(1, int(MAX_DOTS * detail))))
     rule = "every request" if step == 1 else f"one request in {step:,}"
     lines.append(Line(name="request", role="dots", x=instants(at[::step]), y=numbers(value[::step])))
     return Chart(
@@ -117,12 +117,12 @@ def throughput_over_time(series: Series, span: Span) -> list[Chart]:
     ]
 
 
-def heat_map(series: Series, span: Span) -> Heat | None:
-    """Return counts of inter-token gaps over time and latency."""
+def heat_map(series: Series, span: Span, detail: float = 1.0) -> Heat | None:
+    """Return counts of inter-token gaps over time and latency, in fewer columns the less ``detail``."""
     second, bins, count = series.of("itl")
     if not len(second):
         return None
-    width = span.width(MAX_HEAT_COLUMNS)
+    width = span.width(max(1, int(MAX_HEAT_COLUMNS * detail)))
     origin = int(span.start)
     lowest, highest = int(bins.min()), int(bins.max())
     group = -(-(highest - lowest + 1) // MAX_HEAT_ROWS)

@@ -28,7 +28,7 @@ from tokenweir.bench.report.tables import Requests, Series, read_requests, read_
 from tokenweir.bench.report.timeline import MAX_ROWS, timeline
 
 _FEW_LOADS: Final = 8
-_FEWEST_ROWS: Final = 60
+"""Up to so many load points are drawn in full detail."""
 _ASSETS: Final = resources.files("tokenweir.bench.report") / "assets"
 
 
@@ -116,21 +116,23 @@ def _load(run: Run, load: LoadResult, tables: _Tables) -> Load:
     span = span_of(load, requests)
     failures_count = wording.part(run, "measurement").get("failures_as_infinite") is True
     charts = request_cdfs(requests, slo_ms=wording.slo_ms(run), failures_count=failures_count)
-    most = max(_FEWEST_ROWS, MAX_ROWS * _FEW_LOADS // max(_FEW_LOADS, len(run.loads)))
-    ttft = ttft_over_time(requests, span)
+    detail = _FEW_LOADS / max(_FEW_LOADS, len(run.loads))
+    ttft = ttft_over_time(requests, span, detail)
     charts += [ttft] if ttft else []
     heat = None
     if series is not None:
         itl = itl_cdf(series)
         charts += [itl] if itl else []
         charts += throughput_over_time(series, span)
-        heat = heat_map(series, span)
+        heat = heat_map(series, span, detail)
     return Load(
         index=load.index,
         arrival=load.arrival,
         charts=charts,
         heat=heat,
-        timeline=timeline(tables.run_dir, requests, span, most=most, stall_ms=_stall_ms(load)),
+        timeline=timeline(
+            tables.run_dir, requests, span, most=max(1, int(MAX_ROWS * detail)), stall_ms=_stall_ms(load)
+        ),
     )
 
 
