@@ -150,15 +150,27 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_measured(tmp_path: Path, si
     small.mkdir()
     # The small disk lives in a namespace of its own, which needs no privilege and leaves with the command.
     script = (
-        f'mount -t tmpfs -o size=1m none {small} && "$@"; code=$?; '
+        f'mount -t tmpfs -o size=40m none {small} && "$@"; code=$?; '
         f"mkdir {kept} && cp -r {small}/. {kept}/; exit $code"
     )
     inside = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
-    load = ("--requests", "4000", "--arrival", "concurrency=64", "--max-tokens", "32")
+    load = ("--duration", "60s", "--arrival", "concurrency=64", "--max-tokens", "32")
     ended = weir(
-        "bench", simulator, "--model", "sim", "--backend", "sim", "--out", str(small), *load, prefix=inside
+        "bench",
+        simulator,
+        "--model",
+        "sim",
+        "--backend",
+        "sim",
+        "--out",
+        f"{small}/run",
+        *load,
+        prefix=inside,
     )
     line = one_line(ended)
     assert ended.code == RESOURCE, line
     assert str(small) in line or "disk" in line or "space" in line
-    assert any(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    run = json.loads((kept / "run" / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert run["summary"]["counts"]["completed"] > 1000
+    assert (kept / "run" / "requests.parquet").exists()

@@ -11,8 +11,10 @@ from tokenweir.bench.live import SilentView, View
 from tokenweir.bench.measure import begin, measure
 from tokenweir.bench.options import BenchOptions
 from tokenweir.bench.records.rundir import LOG_FILE, make_run_dir
+from tokenweir.bench.reserve import Reserve
 from tokenweir.bench.settings import Settings
 from tokenweir.core.errors import (
+    DiskFullError,
     EndpointError,
     NoResultError,
     OverloadedError,
@@ -52,6 +54,7 @@ def run_bench(
     Raises:
         EndpointError: the endpoint cannot be reached or refuses; nothing is written.
         InputError: the options cannot be used; nothing is written.
+        DiskFullError: there is too little room to begin with; nothing is written.
         KeyboardInterrupt: the user asked twice to stop.
     """
     measurement, ready = begin(options, settings, portable=portable)
@@ -59,7 +62,12 @@ def run_bench(
     measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
     with also_to_file(measurement.run_dir / LOG_FILE):
         _LOG.info("run started", run_id=run_id, **measurement.public_facts())
-        measure(measurement, ready, view or SilentView())
+        try:
+            with Reserve(measurement.run_dir):
+                measure(measurement, ready, view or SilentView())
+        except DiskFullError:
+            shutil.rmtree(measurement.run_dir, ignore_errors=True)
+            raise
         if not measurement.points:
             shutil.rmtree(measurement.run_dir, ignore_errors=True)
             raise measurement.failure or NoResultError("the run ended before its first load point")

@@ -25,9 +25,10 @@ from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, load_ints
 from tokenweir.bench.engine.poller import make_poller
 from tokenweir.bench.engine.segment import SegmentWriter
-from tokenweir.core.errors import WeirError
+from tokenweir.core.errors import DiskFullError, WeirError
 
 _PRIORITY: Final = -10
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +121,15 @@ def main(arguments: list[str]) -> int:
     except WeirError as error:
         sys.stderr.write(f"{error.code}: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        full = DiskFullError(
+            f"nothing more can be written to {plan.folder!r}: {error.strerror}",
+            mend="free some room there, or choose another folder with --out",
+        )
+        sys.stderr.write(f"{full.code}: {full}\n")
+        return full.exit_code
     return 0
 
 

@@ -80,10 +80,14 @@ def chunk_type(*, true_times: bool) -> np.dtype[np.void]:
 
 
 def read_rows(path: Path) -> npt.NDArray[np.int64]:
-    """Map a row spool: one line per request, a column per ``ROW_FIELDS``."""
-    if not path.exists() or not path.stat().st_size:
+    """Map a row spool: one line per request, a column per ``ROW_FIELDS``.
+
+    A last line that a full disk cut short is left out.
+    """
+    lines = path.stat().st_size // (8 * len(ROW_FIELDS)) if path.exists() else 0
+    if not lines:
         return np.zeros((0, len(ROW_FIELDS)), np.int64)
-    return np.memmap(path, np.int64, "r").reshape(-1, len(ROW_FIELDS))
+    return np.memmap(path, np.int64, "r", shape=(lines, len(ROW_FIELDS)))
 
 
 def chunk_blocks(path: Path, kind: np.dtype[np.void]) -> Iterator[npt.NDArray[np.void]]:
@@ -96,7 +100,8 @@ def chunk_blocks(path: Path, kind: np.dtype[np.void]) -> Iterator[npt.NDArray[np
 
 
 def read_chunks(path: Path, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """Map a chunk spool."""
-    if not path.exists() or not path.stat().st_size:
+    """Map a chunk spool; a last chunk that a full disk cut short is left out."""
+    chunks = path.stat().st_size // kind.itemsize if path.exists() else 0
+    if not chunks:
         return np.zeros(0, kind)
-    return np.memmap(path, kind, "r")
+    return np.memmap(path, kind, "r", shape=(chunks,))
