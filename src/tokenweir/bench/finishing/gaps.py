@@ -41,12 +41,12 @@ class RequestFacts:
 
 
 class Gaps:
-    """The pooled metrics of one load point, and how much of the stream went into them."""
+    """The pooled metrics of one load point, and how much of the stream went into them; values spill to ``folder``."""
 
-    def __init__(self, window: tuple[int, int]) -> None:
-        self.itl = Pool()
-        self.icl = Pool()
-        self.itl_error = Pool()
+    def __init__(self, window: tuple[int, int], folder: Path) -> None:
+        self.itl = Pool(folder / "itl.pool")
+        self.icl = Pool(folder / "icl.pool")
+        self.itl_error = Pool(folder / "itl-error.pool")
         self.series = Series()
         self.gaps = 0
         self.excluded = 0

@@ -88,7 +88,7 @@ def merge(measured: Measured, file: RequestsFile) -> Merged:
         chunks,
         spools.column("counted_tokens"),
     )
-    gaps = Gaps((window.start_ns, window.end_ns))
+    gaps = Gaps((window.start_ns, window.end_ns), measured.folders[0])
     kind = chunk_type(true_times=measured.true_times)
     for folder in measured.folders:
         gaps.add(folder, kind, facts)

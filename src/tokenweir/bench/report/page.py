@@ -117,6 +117,7 @@ def _load(run: Run, load: LoadResult, tables: _Tables) -> Load:
     failures_count = wording.part(run, "measurement").get("failures_as_infinite") is True
     charts = request_cdfs(requests, slo_ms=wording.slo_ms(run), failures_count=failures_count)
     detail = _FEW_LOADS / max(_FEW_LOADS, len(run.loads))
+    rows = max(1, int(MAX_ROWS * detail))
     ttft = ttft_over_time(requests, span, detail)
     charts += [ttft] if ttft else []
     heat = None
@@ -130,9 +131,7 @@ def _load(run: Run, load: LoadResult, tables: _Tables) -> Load:
         arrival=load.arrival,
         charts=charts,
         heat=heat,
-        timeline=timeline(
-            tables.run_dir, requests, span, most=max(1, int(MAX_ROWS * detail)), stall_ms=_stall_ms(load)
-        ),
+        timeline=timeline(tables.run_dir, requests, span, most=rows, stall_ms=_stall_ms(load)),
     )
 
 
