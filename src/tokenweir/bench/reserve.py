@@ -31,6 +31,11 @@ class Reserve:
         self._size = size
         self._file: BinaryIO | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """How much the file system has set aside now."""
+        return os.fstat(self._file.fileno()).st_blocks * 512 if self._file is not None else 0
+
     def __enter__(self) -> Self:
         file = tempfile.TemporaryFile(dir=self._folder)
         try:
@@ -49,8 +54,9 @@ class Reserve:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _fill(file: BinaryIO, size: int) -> None:
