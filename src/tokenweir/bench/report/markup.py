@@ -184,7 +184,7 @@ def load_section(load: LoadResult, *, alone: bool) -> str:
     return (
         f'<section class="load" id="load-{index}" data-load="{index}" aria-labelledby="load-{index}-title">'
         f'<h2 id="load-{index}-title">{name}</h2>'
-        f"{tiles(load.summary)}{conduct(load.summary)}{metrics_table(load)}"
+        f"{tiles(load.summary)}{_verdict(load.summary)}{conduct(load.summary)}{metrics_table(load)}"
         f'<div class="charts" data-charts="{index}"></div></section>'
     )
 
@@ -304,6 +304,12 @@ def facts(rows: Iterable[Fact]) -> str:
     """Return terms with their values."""
     inner = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>" for term, value in rows)
     return f'<dl class="facts">{inner}</dl>'
+
+
+def _verdict(summary: Summary) -> str:
+    verdict = summary.verdict
+    reasons = "; ".join(verdict.reasons)
+    return f'<p class="verdict"><b>{verdict.trust.capitalize()}</b>{": " if reasons else "."}{escape(reasons)}</p>'
 
 
 def _callout(head: str, lines: Sequence[str], *, kind: str = "warn") -> str:

@@ -64,11 +64,6 @@ function drawLines(chart, width) {
   const names = { x: [chart.x, chart.x_unit].filter(Boolean).join(", "), yLabel: isCdf ? shareLabel : tickLabel };
   const root = frame(width, height, x, y, names);
   if (chart.shade) shade(root, x, chart.shade, domain, height);
-  for (const mark of chart.marks) upright(root, mark, x, chart.x_unit, height);
-  for (const mark of chart.levels) {
-    root.append(svg("line", { class: "mark", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(mark.at), y2: y(mark.at) }));
-    root.append(svg("text", { class: "marked", x: MARGIN.left + 6, y: y(mark.at) - 5 }, `${mark.label} ${withUnit(mark.at, chart.y_unit)}`));
-  }
   for (const line of [...chart.lines].reverse()) {
     if (line.role === "dots") {
       line.x.forEach((at, place) => root.append(svg("circle", { class: "dots", cx: x(at).toFixed(1), cy: y(line.y[place]).toFixed(1), r: 1.8 })));
@@ -78,6 +73,11 @@ function drawLines(chart, width) {
     if (chart.kind === "sweep" || line.x.length < 3) {
       line.x.forEach((at, place) => line.y[place] !== null && root.append(svg("circle", { class: `point ${line.role}`, cx: x(at), cy: y(line.y[place]), r: 4 })));
     }
+  }
+  for (const mark of chart.marks) upright(root, mark, x, chart.x_unit, height);
+  for (const mark of chart.levels) {
+    root.append(svg("line", { class: "mark", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(mark.at), y2: y(mark.at) }));
+    root.append(svg("text", { class: "marked", x: MARGIN.left + 6, y: y(mark.at) - 5 }, `${mark.label} ${withUnit(mark.at, chart.y_unit)}`));
   }
   const pixels = chart.lines[0].x.map((at) => (at === null ? null : x(at)));
   const marker = cross(root, height);
