@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.harness import Figure, Result, bench, measured, simulator
+from benchmarks.harness import CAPTURE, FINISHING, Figure, Result, bench, measured, simulator
 from tokenweir.sim.process import SimProcess
 
 STREAMS = 2000
@@ -33,7 +33,7 @@ def _round(server: SimProcess, out: Path) -> Mapping[str, float]:
     finished, run = bench(out / "run", server.url, *load, "--scenario", f"D(16,{TOKENS})")
     reads = run["summary"]["reads"]
     chunks = reads["chunks"]
-    capture, finishing = finished.cpu_of("engine"), finished.cpu_of("finishing")
+    capture, finishing = finished.cpu_of(CAPTURE), finished.cpu_of(FINISHING)
     return {
         "captured": chunks / capture,
         "through to rows": chunks / (capture + finishing),

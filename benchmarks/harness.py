@@ -32,6 +32,8 @@ CLIENT_CORE = CORES[1] if len(CORES) > 1 else CORES[0]
 
 COMMAND_DEADLINE_S = 600.0
 SAMPLE_S = 0.05
+CAPTURE = "tokenweir.bench.engine.worker"
+FINISHING = "tokenweir.bench.finishing.process"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Finished:
     wall_s: float
     cpu_s: float
     peak_pss_bytes: int = 0
+    load_pss_bytes: int = 0
     load_cpu_s: float = 0.0
     cpu_by_command: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -115,7 +118,8 @@ def run(
 
     With ``work``, a number that grows while the server works, the command's CPU time from the first to the
     last growth is counted apart (``load_cpu_s``): the load itself, without start-up and reports. With
-    ``memory`` the peak of its processes' memory (PSS) is sampled. CPU time by command line is sampled too, up
+    ``memory`` the peak of its processes' memory (PSS) is sampled, and apart from it the peak while a capturing
+    process runs (``load_pss_bytes``). CPU time by command line is sampled too, up
     to a twentieth of a second before each process ends.
     """
     raise_descriptor_limit()
@@ -147,6 +151,7 @@ def run(
             wall_s=wall,
             cpu_s=usage.ru_utime + usage.ru_stime,
             peak_pss_bytes=watch.peak_pss,
+            load_pss_bytes=watch.load_pss,
             load_cpu_s=watch.load_cpu,
             cpu_by_command=watch.by_command(),
         )
@@ -158,6 +163,7 @@ class _Watch(threading.Thread):
     def __init__(self, pid: int, *, work: Callable[[], float] | None, memory: bool) -> None:
         super().__init__(daemon=True)
         self.peak_pss = 0
+        self.load_pss = 0
         self.load_cpu = 0.0
         self._pid = pid
         self._work = work
@@ -174,12 +180,16 @@ class _Watch(threading.Thread):
         done = self._work() if self._work is not None else 0.0
         before, opened = 0.0, None
         while not self._ended.wait(SAMPLE_S):
+            capturing = False
             for pid in tree(self._pid):
                 command = _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ").strip()
                 if command:
                     self._seen[pid] = (command, process_cpu(pid))
+                    capturing = capturing or CAPTURE in command
             if self._memory:
-                self.peak_pss = max(self.peak_pss, tree_pss(self._pid))
+                pss = tree_pss(self._pid)
+                self.peak_pss = max(self.peak_pss, pss)
+                self.load_pss = max(self.load_pss, pss if capturing else 0)
             if self._work is not None:
                 cpu, now = tree_cpu(self._pid), self._work()
                 if now > done:

@@ -16,13 +16,18 @@ FIGURES = (
     Figure("an additional stream of 64 tokens", "KiB", (), 24.0, "lower"),
     Figure("an additional stream of 512 tokens", "KiB", (), 24.0, "lower"),
     Figure("the whole client at 2,000 streams", "MB", (), 150.0, "lower"),
+    Figure("the command at its peak, when it writes the report", "MB", ()),
 )
 
 
 def measure(rounds: int) -> Result:
-    """Measure the peak PSS of all client processes; a stream costs the difference of two such loads."""
-    how = f"peak PSS of all client processes; per stream: ({MANY} − {FEW} streams) / {MANY - FEW}"
-    talking = simulator(ttft="constant:50ms", itl="constant:20ms")
+    """Measure the peak PSS of all client processes while streams are open.
+
+    A stream costs the difference of two such loads. The report is made after the last stream has closed; the
+    command's memory then is shown apart.
+    """
+    how = f"peak PSS of all client processes while streams are open; per stream: ({MANY} − {FEW} streams) / {MANY - FEW}"
+    talking = simulator(ttft="constant:50ms", itl="constant:40ms")
     silent = simulator(ttft="constant:120s")
     with talking as one, silent as other:
         return measured("memory", how, rounds, lambda out: _round(one, other, out), FIGURES)
@@ -35,17 +40,19 @@ def _round(talking: SimProcess, silent: SimProcess, out: Path) -> Mapping[str, f
         / 1024
     }
     for tokens in (64, 512):
-        few = _talking(talking, out / f"few-{tokens}", FEW, tokens).peak_pss_bytes
-        many = _talking(talking, out / f"many-{tokens}", MANY, tokens).peak_pss_bytes
-        found[f"an additional stream of {tokens} tokens"] = (many - few) / (MANY - FEW) / 1024
+        few = _talking(talking, out / f"few-{tokens}", FEW, tokens).load_pss_bytes
+        many = _talking(talking, out / f"many-{tokens}", MANY, tokens)
+        found[f"an additional stream of {tokens} tokens"] = (many.load_pss_bytes - few) / (MANY - FEW) / 1024
         if tokens == 64:
-            found["the whole client at 2,000 streams"] = many / 1e6
+            found["the whole client at 2,000 streams"] = many.load_pss_bytes / 1e6
+            found["the command at its peak, when it writes the report"] = many.peak_pss_bytes / 1e6
     return found
 
 
 def _talking(server: SimProcess, out: Path, streams: int, tokens: int) -> Finished:
-    load = ("--arrival", f"concurrency={streams}", "--requests", str(streams * 3), "--workers", "1")
-    finished, _ = bench(out, server.url, *load, "--scenario", f"D(16,{tokens})", memory=True)
+    load = ("--arrival", f"concurrency={streams}", "--requests", str(streams * 2), "--workers", "1")
+    words = ("--scenario", f"D(16,{tokens})", "--timeout", "300s")
+    finished, _ = bench(out, server.url, *load, *words, memory=True)
     return finished
 
 
@@ -54,4 +61,4 @@ def _silent(server: SimProcess, out: Path, streams: int) -> int:
     load = ("--arrival", f"concurrency={streams}", "--duration", "5s", "--timeout", "4s", "--workers", "1")
     words = ("--backend", "sim", "--max-tokens", "8", "--out", str(out / f"silent-{streams}"))
     finished = run(weir("bench", server.url, *words, *load), memory=True)
-    return finished.peak_pss_bytes
+    return finished.load_pss_bytes

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import (
+    CAPTURE,
+    FINISHING,
     Figure,
     Finished,
     Result,
@@ -119,13 +121,13 @@ def _ours(streaming: SimProcess, whole: SimProcess, out: Path) -> Mapping[str, f
     load = ("--arrival", f"concurrency={STREAMS}", "--requests", str(REQUESTS), "--workers", "1")
     finished, streamed = bench(out / "streamed", streaming.url, *load, "--scenario", "D(32,64)")
     chunks = streamed["summary"]["reads"]["chunks"]
-    capture, finishing = finished.cpu_of("engine"), finished.cpu_of("finishing")
+    capture, finishing = finished.cpu_of(CAPTURE), finished.cpu_of(FINISHING)
     load = ("--arrival", "concurrency=64", "--requests", str(OUR_WHOLE_REQUESTS), "--workers", "1")
     done, plain = bench(out / "plain", whole.url, *load, "--kind", "embedding", "--scenario", "E(16)")
     return {
         "Tokenweir: chunks captured": chunks / capture,
         "Tokenweir: chunks to rows": chunks / (capture + finishing),
-        "Tokenweir: non-streamed requests": plain["summary"]["counts"]["completed"] / done.cpu_of("engine"),
+        "Tokenweir: non-streamed requests": plain["summary"]["counts"]["completed"] / done.cpu_of(CAPTURE),
         "Tokenweir: TTFT p99 error": metric(streamed["summary"], "ttft_error", "p99"),
     }
 
