@@ -65,6 +65,11 @@ class Answers:
         if head is None:
             return BAD
         body = len(read) - blank - 4
+        if head.length == body and head.status >= _FIRST_FINAL:
+            # The usual answer that is not streamed: all of it in one read.
+            self.keep[fd] = head.keep_alive
+            self.left[fd] = 0
+            return WHOLE
         if head.status < _FIRST_FINAL:
             # An interim answer: what follows its blank line is another head.
             return self.head(fd, memoryview(read)[blank + 4 :]) if body else MORE

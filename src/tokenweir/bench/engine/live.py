@@ -38,6 +38,11 @@ class LiveCounters:
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
+    def turn(self) -> None:
+        """Count an exchange ended well and the next one taken up in its place."""
+        self.completed += 1
+        self.sent += 1
+
     def finish(self, *, ok: bool) -> None:
         """Count an exchange ended; ``ok`` as far as the socket can tell."""
         self.in_flight -= 1

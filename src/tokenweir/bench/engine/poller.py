@@ -16,6 +16,7 @@ WRITE: Final = 4
 """Bit values of epoll's IN and OUT, used for both pollers."""
 NEVER: Final = 1 << 62
 _ABSOLUTE: Final = 1
+_SET_TIMER_SLACK: Final = 29
 _ITIMERSPEC: Final = struct.Struct("=qqqq")
 
 
@@ -80,6 +81,8 @@ class EpollPoller:
         self._timer = _SystemTimer() if hasattr(os, "timerfd_create") else _LibcTimer()
         self._armed = NEVER
         self._masks: dict[int, int] = {}
+        # By default the kernel may end a sleep 50 µs late to save wake-ups.
+        ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1)
         self._poll = self._epoll.poll
         self._epoll.register(self._timer.fd, select.EPOLLIN)
 
