@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 from tokenweir.sim.process import SimFlags, SimProcess
 
@@ -32,6 +32,8 @@ CLIENT_CORE = CORES[1] if len(CORES) > 1 else CORES[0]
 
 COMMAND_DEADLINE_S = 600.0
 SAMPLE_S = 0.05
+PATIENCE_S = 60.0
+QUIET = 0.05
 CAPTURE = "tokenweir.bench.engine.worker"
 FINISHING = "tokenweir.bench.finishing.process"
 
@@ -65,7 +67,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark measured. ``steal`` is the share of CPU time that the hypervisor took, 0 to 1."""
+    """What one benchmark measured.
+
+    ``steal`` and ``others`` are the shares of the machine's CPU time, 0 to 1, that the hypervisor took and that
+    processes used which are no part of the benchmark.
+    """
 
     name: str
     how: str
@@ -73,6 +79,7 @@ class Result:
     rounds: int
     load_average: float = 0.0
     steal: float = 0.0
+    others: float = 0.0
     at: str = ""
     notes: tuple[str, ...] = ()
 
@@ -281,10 +288,33 @@ def bench(
     return finished, load_run(out)
 
 
-def steal_and_total() -> tuple[int, int]:
-    """Return the machine's stolen and total CPU ticks so far."""
-    fields = [int(value) for value in _text(Path("/proc/stat")).splitlines()[0].split()[1:9]]
-    return fields[7], sum(fields)
+class Ticks(NamedTuple):
+    """CPU seconds of the whole machine so far: all there were, busy ones, stolen ones, and this program's own."""
+
+    total: float
+    busy: float
+    stolen: float
+    ours: float
+
+
+def ticks() -> Ticks:
+    """Return the machine's CPU time so far."""
+    user, nice, system, idle, waiting, hard, soft, stolen = (
+        int(value) / TICK for value in _text(Path("/proc/stat")).splitlines()[0].split()[1:9]
+    )
+    busy = user + nice + system
+    return Ticks(busy + idle + waiting + hard + soft + stolen, busy, stolen, tree_cpu(os.getpid()))
+
+
+def wait_for_quiet() -> None:
+    """Wait until other processes leave the machine alone for a second, but no longer than a minute."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        before = ticks()
+        time.sleep(1.0)
+        after = ticks()
+        if (after.busy - before.busy) / (after.total - before.total) < QUIET:
+            return
 
 
 def measured(
@@ -298,16 +328,18 @@ def measured(
 
     It returns a value by each figure's ``what``; ``figures`` name targets and units and come without values.
     """
-    steal, total = steal_and_total()
+    spent = Ticks(0, 0, 0, 0)
     values: dict[str, list[float]] = {figure.what: [] for figure in figures}
     for number in range(rounds):
+        wait_for_quiet()
+        before = ticks()
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as scratch:
             found = measure(Path(scratch))
+        spent = Ticks(*(done - start + end for done, start, end in zip(spent, before, ticks(), strict=True)))
         for what, value in found.items():
             values[what].append(value)
         shown = ", ".join(f"{what} {readable(value)}" for what, value in found.items())
         print(f"  {name} {number + 1}/{rounds}: {shown}", flush=True)
-    steal_now, total_now = steal_and_total()
     return Result(
         name=name,
         how=how,
@@ -318,7 +350,8 @@ def measured(
         ),
         rounds=rounds,
         load_average=os.getloadavg()[0],
-        steal=(steal_now - steal) / max(total_now - total, 1),
+        steal=spent.stolen / spent.total,
+        others=max(spent.busy - spent.ours, 0.0) / spent.total,
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
@@ -355,7 +388,7 @@ def target(figure: Figure) -> str:
 def markdown(results: Sequence[Result]) -> str:
     """Return the table of all results for ``docs/performance.md``."""
     lines = [
-        "| benchmark | figure | unit | target | median | min – max | n | load | steal |",
+        "| benchmark | figure | unit | target | median | min – max | n | others | steal |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -365,7 +398,7 @@ def markdown(results: Sequence[Result]) -> str:
             lines.append(
                 f"| {result.name} | {figure.what} | {figure.unit} | {target(figure)} | "
                 f"**{readable(figure.median)}**{mark} | {spread} | {len(figure.values)} | "
-                f"{result.load_average:.1f} | {result.steal:.1%} |"
+                f"{result.others:.0%} | {result.steal:.1%} |"
             )
     return "\n".join(lines)
 
@@ -382,6 +415,9 @@ def table(result: Result) -> str:
     lines += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
     ]
-    lines.append(f"  {result.rounds} runs; load average {result.load_average:.2f}, steal {result.steal:.1%}")
+    lines.append(
+        f"  {result.rounds} runs; load average {result.load_average:.2f}, "
+        f"other processes {result.others:.0%}, steal {result.steal:.1%}"
+    )
     lines += [f"  note: {note}" for note in result.notes]
     return "\n".join(lines)
