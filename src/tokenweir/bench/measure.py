@@ -16,7 +16,6 @@ from tokenweir.backends.registry import backend
 from tokenweir.bench.arrivals import Arrival
 from tokenweir.bench.crew import Crew, Progress
 from tokenweir.bench.endpoint import Endpoint
-from tokenweir.bench.engine.stamps import kernel_stamps_work
 from tokenweir.bench.environment import cpu_times, describe_environment, steal_ratio, usable_cores
 from tokenweir.bench.live import View
 from tokenweir.bench.options import BenchOptions, resolve
@@ -101,7 +100,9 @@ class Ready(NamedTuple):
     means: Means
 
 
-def begin(options: BenchOptions, settings: Settings, *, portable: bool = False) -> tuple[Measurement, Ready]:
+def begin(
+    options: BenchOptions, settings: Settings, *, kernel_stamps: bool, portable: bool = False
+) -> tuple[Measurement, Ready]:
     """Ask the endpoint who it is, and plan the run; nothing is written yet.
 
     Raises:
@@ -121,7 +122,6 @@ def begin(options: BenchOptions, settings: Settings, *, portable: bool = False) 
     headers = tuple(options.header.items())
     if key is not None:
         headers = (*headers, ("authorization", f"Bearer {key}"))
-    kernel_stamps = not portable and kernel_stamps_work()
     wanted = options.workers if options.workers is not None else settings.workers
     cores = len(usable_cores())
     workers = wanted or max(1, cores - 1 if target.local else cores)

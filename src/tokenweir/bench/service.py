@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
+from tokenweir.bench.engine.stamps import StampSwitch
 from tokenweir.bench.live import SilentView, View
 from tokenweir.bench.measure import begin, measure
 from tokenweir.bench.options import BenchOptions
@@ -57,10 +59,14 @@ def run_bench(
         DiskFullError: there is too little room to begin with; nothing is written.
         KeyboardInterrupt: the user asked twice to stop.
     """
-    measurement, ready = begin(options, settings, portable=portable)
-    run_id = new_id("run")
-    measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
-    with also_to_file(measurement.run_dir / LOG_FILE):
+    with contextlib.ExitStack() as stack:
+        switch = stack.enter_context(contextlib.closing(StampSwitch()))
+        measurement, ready = begin(
+            options, settings, kernel_stamps=switch.on and not portable, portable=portable
+        )
+        run_id = new_id("run")
+        measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
+        stack.enter_context(also_to_file(measurement.run_dir / LOG_FILE))
         _LOG.info("run started", run_id=run_id, **measurement.public_facts())
         try:
             with Reserve(measurement.run_dir):

@@ -19,6 +19,8 @@ import numpy as np
 
 # Linux's generic value; Python names it only in later versions.
 _SO_TIMESTAMPNS = 35
+_STAMP_TRIES = 200
+_STAMP_PAUSE_S = 0.002
 _TIMESPEC = struct.Struct("@ll")
 _NS_PER_S = 1_000_000_000
 _CLOCK_READS = 2_000
@@ -86,9 +88,14 @@ def kernel_stamp() -> Stamp | None:
             with receiver:
                 receiver.settimeout(2)
                 receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-                sender.sendall(b"x")
-                _, ancillary, _, _ = receiver.recvmsg(1, socket.CMSG_SPACE(_TIMESPEC.size))
-                now = time.time_ns()
+                # The kernel begins to stamp by deferred work, a moment after it was asked to.
+                for _ in range(_STAMP_TRIES):
+                    sender.sendall(b"x")
+                    _, ancillary, _, _ = receiver.recvmsg(1, socket.CMSG_SPACE(_TIMESPEC.size))
+                    now = time.time_ns()
+                    if ancillary:
+                        break
+                    time.sleep(_STAMP_PAUSE_S)
     except OSError:
         return None
     for level, kind, data in ancillary:

@@ -215,9 +215,12 @@ class Connections:
 
 
 def resolve(host: str, port: int) -> tuple[int, Address]:
-    """Return the first of a host's addresses that takes a connection. Raises OSError when none does."""
+    """Return a host's address; of several, the first that takes a connection. Raises OSError when none does."""
     failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if len(found) == 1:
+        return found[0][0], found[0][4]
+    for family, kind, protocol, _, address in found:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.settimeout(_CONNECT_S)

@@ -18,6 +18,9 @@ _LAST_CHUNK_FORMS: Final = re.compile(
 _WHOLE_TAILS: Final = (b"0\r\n\r\n", b"\n0\r\n\r\n", LAST_CHUNK)
 _PART_TAILS: Final = (b"0", b"0\r", b"0\r\n", b"0\r\n\r", b"\n0", b"\n0\r", b"\n0\r\n", b"\n0\r\n\r")
 
+_STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
+_HEX: Final = b"0123456789abcdefABCDEF"
+
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
 MAX_HEAD_BYTES: Final = 64 << 10
@@ -42,9 +45,10 @@ def parse_head(head: bytes) -> Head | None:
     """Read a head that ends before its blank line; ``None`` when it is not one of HTTP/1."""
     status_line, _, fields = head.partition(b"\r\n")
     version, _, rest = status_line.partition(b" ")
-    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not rest[:3].isdigit():
+    digits = rest.partition(b" ")[0]
+    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not _STATUS.fullmatch(digits):
         return None
-    status = int(rest[:3])
+    status = int(digits)
     length = UNTIL_CLOSE
     keep_alive = version == b"HTTP/1.1"
     trailers = False
@@ -110,14 +114,11 @@ class Dechunker:
 
         The usual read is exactly one chunk, and takes the short way.
         """
-        if not self._left and not self._pending:
+        if not self._left and not self._pending and not self.whole and not self.bad:
             line = data.find(b"\r\n", 0, 18)
             if line > 0:
-                try:
-                    size = int(data[:line], 16)
-                except ValueError:
-                    size = 0
-                if size and len(data) == line + size + 4 and data.endswith(b"\r\n"):
+                size = _size(data[:line])
+                if size > 0 and len(data) == line + size + 4 and data.endswith(b"\r\n"):
                     return data[line + 2 : -2]
         return self._feed(data)
 
@@ -153,12 +154,8 @@ class Dechunker:
         return self._left - len(got), position + len(got)
 
     def _open(self, size_line: bytes, position: int, data: bytes) -> int:
-        digits = size_line.partition(b";")[0].strip()
-        try:
-            size = int(digits, 16)
-        except ValueError:
-            size = -1
-        if size < 0 or not digits.isalnum():
+        size = _size(size_line.partition(b";")[0].strip())
+        if size < 0:
             self.bad = True
             return position
         if size:
@@ -174,3 +171,8 @@ class Dechunker:
             self._pending = size_line + b"\r\n" + data[position:]
             return len(data)
         return position
+
+
+def _size(digits: bytes) -> int:
+    """Return a chunk's size, or −1 for what is no hexadecimal number (``int`` would take signs and underscores)."""
+    return int(digits, 16) if digits and not digits.translate(None, _HEX) else -1

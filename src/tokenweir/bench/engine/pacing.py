@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
@@ -60,9 +61,11 @@ class Pacing:
     def release(self, at_ns: int) -> None:
         """Give a slot back. ``at_ns`` may lie in the future: the slot then rests until it."""
         if not self._open:
-            self._free.append(at_ns)
-            if self.due_ns == NEVER:
-                self._look()
+            if self._free and at_ns < self._free[-1]:
+                insort(self._free, at_ns)
+            else:
+                self._free.append(at_ns)
+            self._look()
 
     def stop(self) -> None:
         """Give out nothing more."""

@@ -7,6 +7,7 @@ disciplined clock makes is a step, and marks the run.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
@@ -18,6 +19,8 @@ from tokenweir.core.errors import ProtocolError
 
 SO_TIMESTAMPNS: Final = 35
 """Linux's option and ancillary type, absent from the socket module."""
+_SWITCH_TRIES: Final = 200
+_SWITCH_PAUSE_S: Final = 0.002
 STAMP: Final = struct.Struct("=qq")
 
 
@@ -41,25 +44,40 @@ def clock_offset(
     return result
 
 
+class StampSwitch:
+    """Keeps the kernel's stamping switched on while it is open; ``on`` says whether it stamps at all.
+
+    The kernel switches stamping on by deferred work when a first socket asks for it, and off when the last one
+    closes; segments that arrive in between carry none. So one socket that asks is held open over a whole run.
+    """
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()
+        self.on = sys.platform.startswith("linux") and self._wait()
+
+    def _wait(self) -> bool:
+        door = self._held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sender = self._held.enter_context(socket.create_connection(door.getsockname()))
+        receiver = self._held.enter_context(door.accept()[0])
+        receiver.settimeout(1.0)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        for _ in range(_SWITCH_TRIES):
+            sender.sendall(b"x")
+            _, ancillary, _, _ = receiver.recvmsg(1, 64)
+            if ancillary:
+                return ancillary[0][1] == SO_TIMESTAMPNS and len(ancillary[0][2]) == STAMP.size
+            time.sleep(_SWITCH_PAUSE_S)
+        return False
+
+    def close(self) -> None:
+        """Let the kernel switch it off."""
+        self._held.close()
+
+
 def kernel_stamps_work() -> bool:
     """Whether this kernel delivers arrival stamps for TCP: tried on a loopback pair."""
-    if not sys.platform.startswith("linux"):
-        return False
-    with (
-        socket.create_server(("127.0.0.1", 0)) as door,
-        socket.create_connection(door.getsockname()) as sender,
-    ):
-        receiver, _ = door.accept()
-        with receiver:
-            receiver.settimeout(1.0)
-            receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            # Stamping is switched on by deferred kernel work, so the very first segments may carry none.
-            for _ in range(20):
-                sender.sendall(b"x")
-                _, ancillary, _, _ = receiver.recvmsg(1, 64)
-                if ancillary:
-                    return ancillary[0][1] == SO_TIMESTAMPNS and len(ancillary[0][2]) == STAMP.size
-    return False
+    with contextlib.closing(StampSwitch()) as switch:
+        return switch.on
 
 
 def enable(connection: socket.socket) -> None:

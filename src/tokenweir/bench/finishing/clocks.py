@@ -29,7 +29,6 @@ def to_monotonic(real_ns: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64]) 
         return real_ns
     base = int(clocks[0, 1])
     at = clocks[:, 0] + clocks[:, 1]
-    offsets: npt.NDArray[np.float64] = np.interp(
-        (real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64), clocks[:, 1] - base
-    )
-    return real_ns - base - np.rint(offsets).astype(np.int64)
+    since, known = (real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64)
+    moved = np.asarray(np.interp(since, known, (clocks[:, 1] - base).astype(np.float64)))
+    return real_ns - base - np.rint(moved).astype(np.int64)

@@ -149,15 +149,16 @@ class Reducer:
             total += len(body)
             marks.append(total)
         whole = b"".join(bodies)
-        if not whole:
-            return total
         if exchange.status != 200:  # noqa: PLR2004 - HTTPStatus is an enum, and dear here
             exchange.keep_error(whole)
             exchange.body_bytes += len(whole)
             return total
         decoder = exchange.decoder
         if decoder is None:
+            # Made even for an empty body, so that its end is judged.
             exchange.decoder = decoder = self._codec.decoder(self._request)
+        if not whole:
+            return total
         shift = total - len(whole) - exchange.body_bytes
         texts: list[str] = []
         for end, event in decoder.feed(whole):

@@ -29,8 +29,8 @@ class Captured(NamedTuple):
 def read_segment(path: Path) -> Captured:
     """Read a segment file. Raises RecordError when it is not one or is cut short."""
     content = path.read_bytes()
-    head = np.frombuffer(content[:HEAD_BYTES], np.int64)
-    if len(content) < HEAD_BYTES or head[0] != MAGIC:
+    head = np.frombuffer(content[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), np.int64)
+    if head[0] != MAGIC:
         message = f"{str(path)!r} is not a capture segment"
         raise RecordError(message, mend="delete the run directory and run again")
     reads, sends, ends, clocks, used = (int(value) for value in head[1:])

@@ -135,7 +135,9 @@ class RequestsFile:
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._schema = REQUESTS.with_metadata(dict(metadata))
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=_WORDS)
+        self._writer = pq.ParquetWriter(
+            path, self._schema, compression="zstd", use_dictionary=cast("Any", _WORDS)
+        )
 
     def write(self, table: pa.Table) -> None:
         """Append a row group."""
