@@ -88,6 +88,7 @@ def kernel_stamp() -> Stamp | None:
             with receiver:
                 receiver.settimeout(2)
                 receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+                ancillary, now = list[tuple[int, int, bytes]](), 0
                 # The kernel begins to stamp by deferred work, a moment after it was asked to.
                 for _ in range(_STAMP_TRIES):
                     sender.sendall(b"x")

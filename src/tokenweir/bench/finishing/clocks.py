@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,5 +30,6 @@ def to_monotonic(real_ns: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64]) 
     base = int(clocks[0, 1])
     at = clocks[:, 0] + clocks[:, 1]
     since, known = (real_ns - at[0]).astype(np.float64), (at - at[0]).astype(np.float64)
-    moved = np.asarray(np.interp(since, known, (clocks[:, 1] - base).astype(np.float64)))
+    change = (clocks[:, 1] - base).astype(np.float64)
+    moved = cast("npt.NDArray[np.float64]", np.interp(since, known, change))
     return real_ns - base - np.rint(moved).astype(np.int64)
