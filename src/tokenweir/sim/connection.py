@@ -6,8 +6,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
+from tokenweir.poller import READ, WRITE
 from tokenweir.sim import http
-from tokenweir.sim.poller import READ, WRITE
 
 if TYPE_CHECKING:
     from tokenweir.sim.answers import Answer

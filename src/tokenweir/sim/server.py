@@ -16,11 +16,11 @@ from typing import Final
 
 from tokenweir.core.errors import ConfigError, DescriptorError
 from tokenweir.core.requests import Json
+from tokenweir.poller import BROKEN, READ, WRITE, make_poller
 from tokenweir.sim import http
 from tokenweir.sim.connection import Connection
 from tokenweir.sim.engine import Engine
 from tokenweir.sim.options import Options, changed
-from tokenweir.sim.poller import BROKEN, READ, WRITE, make_poller
 from tokenweir.sim.routes import refusal, serve
 
 _STEPS_PER_ROUND: Final = 256

@@ -20,8 +20,8 @@ from tokenweir.bench.engine.connections import Connections, Mode
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.pacing import Pacing
 from tokenweir.bench.engine.plan import WorkerPlan, load_payloads
-from tokenweir.bench.engine.poller import NEVER, READ, WRITE, Poller
 from tokenweir.bench.engine.segment import ROOM_BYTES, SEGMENT_BYTES, End, Segment, SegmentWriter
+from tokenweir.poller import NEVER, READ, WRITE, Poller
 
 _TICK_NS: Final = 100_000_000
 _FLUSH_NS: Final = 500_000_000

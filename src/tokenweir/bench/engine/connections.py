@@ -11,8 +11,8 @@ from typing import Final, TypeAlias, cast
 
 from tokenweir.bench.engine import stamps
 from tokenweir.bench.engine.plan import WorkerPlan
-from tokenweir.bench.engine.poller import READ, WRITE, Poller
 from tokenweir.bench.engine.tls import Received, TlsStream, client_context
+from tokenweir.poller import READ, WRITE, Poller
 
 Receive = Callable[[tuple[memoryview], int], Received]
 Send = Callable[[memoryview | bytes], int]

@@ -6,7 +6,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
-from tokenweir.bench.engine.poller import NEVER
+from tokenweir.poller import NEVER
 
 
 class Pacing:

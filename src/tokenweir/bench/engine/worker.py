@@ -23,9 +23,9 @@ import msgspec
 from tokenweir.bench.engine.capture import Capture
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, load_ints
-from tokenweir.bench.engine.poller import make_poller
 from tokenweir.bench.engine.segment import SegmentWriter
 from tokenweir.core.errors import DiskFullError, WeirError
+from tokenweir.poller import make_poller
 
 _PRIORITY: Final = -10
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from tokenweir.bench.engine.capture import Capture
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, write_payloads
-from tokenweir.bench.engine.poller import READ, SelectorPoller
 from tokenweir.bench.engine.segment import End, SegmentWriter
 from tokenweir.bench.finishing.segments import Captured, read_segment
+from tokenweir.poller import READ, SelectorPoller
 
 PATIENCE_S = 5.0
 REQUEST = b"POST /lines HTTP/1.1\r\nhost: stage\r\ncontent-length: 2\r\n\r\nhi"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.unit.bench.engine.stage import Script, Server, stage
 
 from tokenweir.bench.engine.pacing import Pacing
-from tokenweir.bench.engine.poller import NEVER
+from tokenweir.poller import NEVER
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 SECOND_NS = 1_000_000_000

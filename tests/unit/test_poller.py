@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tokenweir.sim.poller import READ, WRITE, Poller, SelectorPoller, make_poller
+from tokenweir.poller import READ, WRITE, Poller, SelectorPoller, make_poller
 
 MS = 1_000_000
 KINDS: list[Callable[[], Poller]] = [make_poller, SelectorPoller]
