@@ -182,7 +182,7 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
                 run_start_ns = _run(measurement, prepared, point, run_start_ns, view, stopping)
             except WeirError as error:
                 measurement.failure = error
-                _LOG.error("load failed", load=load, code=error.code, reason=str(error))
+                _LOG.debug("load failed", load=load, code=error.code, reason=str(error))
                 break
 
 
@@ -202,7 +202,7 @@ def _run(
     with Crew(prepared.plans, prepared.finish_plans) as crew, prepared.payloads:
         crew.await_ready()
         start_ns = crew.start(run_start_ns)
-        _LOG.info("load started", load=point.load, arrival=point.arrival.text, workers=len(prepared.plans))
+        _LOG.debug("load started", load=point.load, arrival=point.arrival.text, workers=len(prepared.plans))
 
         def observe(progress: Progress) -> None:
             nonlocal cancelled
@@ -216,7 +216,7 @@ def _run(
         finally:
             failed = bool(crew.died)
             progress = crew.progress(finishing=True)
-            _LOG.info("load ended", load=point.load, completed=progress.completed, failed=progress.failed)
+            _LOG.debug("load ended", load=point.load, completed=progress.completed, failed=progress.failed)
             for status in crew.died:
                 _LOG.error("worker died", status=status)
             measurement.points.append(

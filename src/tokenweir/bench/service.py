@@ -66,8 +66,8 @@ def run_bench(
         )
         run_id = new_id("run")
         measurement.run_dir = make_run_dir(options.out or runs_dir / run_id)
-        stack.enter_context(also_to_file(measurement.run_dir / LOG_FILE))
-        _LOG.info("run started", run_id=run_id, **measurement.public_facts())
+        stack.enter_context(also_to_file(measurement.run_dir / LOG_FILE, "debug"))
+        _LOG.debug("run started", run_id=run_id, **measurement.public_facts())
         try:
             with Reserve(measurement.run_dir):
                 measure(measurement, ready, view or SilentView())
@@ -80,11 +80,11 @@ def run_bench(
         closing = _late("tokenweir.bench.closing")
         closed = cast("Closed", closing.close(measurement, run_id))
         for kind, text in closed.messages.items():
-            _LOG.warning("requests failed", kind=kind, first_message=text)
+            _LOG.debug("requests failed", kind=kind, first_message=text)
         for note in closed.run.notes:
-            _LOG.info("note", text=note)
+            _LOG.debug("note", text=note)
         _late("tokenweir.bench.report").render(closed.run_dir)
-        _LOG.info("run ended", run_id=run_id, status=closed.run.status)
+        _LOG.debug("run ended", run_id=run_id, status=closed.run.status)
     return closed
 
 

@@ -20,10 +20,10 @@ class Answers:
     """The answers being read, in lists indexed by descriptor.
 
     ``left`` counts the bytes that a counted body lacks (negative: it brought too many); ``keep`` says whether the
-    connection may be used again. ``mode`` is that of the connections, advanced as heads come whole.
+    connection may be used again, which one that got half a request (``spoilt``) may not. ``mode`` is that of the connections, advanced as heads come whole.
     """
 
-    __slots__ = ("_exact", "_heads", "_known", "_mode", "keep", "left", "tails")
+    __slots__ = ("_exact", "_heads", "_known", "_mode", "keep", "left", "spoilt", "tails")
 
     def __init__(self, mode: list[int]) -> None:
         self._mode = mode
@@ -31,6 +31,7 @@ class Answers:
         self._heads: dict[int, bytes] = {}
         self._exact: dict[int, framing.Dechunker] = {}
         self.tails: dict[int, bytes] = {}
+        self.spoilt: set[int] = set()
         self.left: list[int] = [0] * len(mode)
         self.keep: list[bool] = [False] * len(mode)
 
@@ -47,6 +48,7 @@ class Answers:
     def forget(self, fd: int) -> None:
         """Drop what is kept of an answer that is over."""
         self.left[fd] = 0
+        self.spoilt.discard(fd)
         for kept in (self.tails, self._heads, self._exact):
             if kept:
                 kept.pop(fd, None)
@@ -67,13 +69,13 @@ class Answers:
         body = len(read) - blank - 4
         if head.length == body and head.status >= _FIRST_FINAL:
             # The usual answer that is not streamed: all of it in one read.
-            self.keep[fd] = head.keep_alive
+            self.keep[fd] = head.keep_alive and fd not in self.spoilt
             self.left[fd] = 0
             return WHOLE
         if head.status < _FIRST_FINAL:
             # An interim answer: what follows its blank line is another head.
             return self.head(fd, memoryview(read)[blank + 4 :]) if body else MORE
-        self.keep[fd] = head.keep_alive
+        self.keep[fd] = head.keep_alive and fd not in self.spoilt
         if head.length >= 0:
             self.left[fd] = head.length - body
             self._mode[fd] = Mode.LENGTH

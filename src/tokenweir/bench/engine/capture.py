@@ -262,6 +262,7 @@ class Capture:
         _, scheduled = self._unsent.pop(fd)
         self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, -1))
         self._connections.used[fd] = False
+        self._answers.spoilt.add(fd)
         self._connections.await_answer(fd)
 
     def _end(self, fd: int, verdict: int, stamp: bytes) -> None:

@@ -12,7 +12,7 @@ LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 LAST_CHUNK_BEGUN: Final = (b"\r\n\r\n", b"\r\n0\r\n\r", b"\r\n0\r\n", b"\r\n0\r", b"\r\n0")
 """What a read can end with when the last chunk has begun to arrive; with the first it may be all there."""
 _LAST_CHUNK_FORMS: Final = re.compile(
-    rb"\r\n0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n)*\r\n\Z"
+    rb"(?:\A|\r\n)0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n)*\r\n\Z"
 )
 """A last chunk in full: more zeros, an extension, trailer fields."""
 _WHOLE_TAILS: Final = (b"0\r\n\r\n", b"\n0\r\n\r\n", LAST_CHUNK)

@@ -155,6 +155,10 @@ class SegmentWriter:
                 data = memoryview(part).cast("B")
                 while data:
                     data = data[os.write(fd, data) :]
+        except OSError:
+            # Nobody can use a part of a segment, but the rows of whole ones need its room.
+            path.unlink()
+            raise
         finally:
             os.close(fd)
         self._count += 1

@@ -71,16 +71,16 @@ def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
 
 def _measure(plan: WorkerPlan, capture: Capture, live: LiveCounters, control_fd: int) -> None:
     """Wait for the start, run, and say how it went even when it went wrong."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    word, _, start = _line(control_fd).partition(" ")
-    if word != "start":
-        return
     schedule = None if plan.schedule is None else load_ints(Path(plan.schedule))
     # Nothing in the loop makes reference cycles; a collection amid it would only be a pause.
     gc.collect()
     gc.freeze()
     gc.disable()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    word, _, start = _line(control_fd).partition(" ")
+    if word != "start":
+        return
     wall, cpu = time.monotonic_ns(), time.process_time_ns()
     try:
         capture.run(int(start), schedule)

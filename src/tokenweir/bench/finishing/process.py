@@ -55,8 +55,10 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
     while announced:
         for _ in announced:
             path = folder / f"{count:08d}.seg"
-            reducer.feed(read_segment(path))
+            captured = read_segment(path)
+            # Its room is needed for its rows, where the disk is full.
             path.unlink()
+            reducer.feed(captured)
             count += 1
         announced = os.read(notify_fd, 64)
     reducer.close()
