@@ -19,8 +19,9 @@ _TAIL_BYTES: Final = 4096
 class Answers:
     """The answers being read, in lists indexed by descriptor.
 
-    ``left`` counts the bytes that a counted body lacks (negative: it brought too many); ``keep`` says whether the
-    connection may be used again, which one that got half a request (``spoilt``) may not. ``mode`` is that of the connections, advanced as heads come whole.
+    ``left`` counts the bytes that a counted body lacks (negative: it brought too many). ``keep`` says whether the
+    connection may be used again; one that got half a request (``spoilt``) may not. ``mode`` is that of the
+    connections, advanced as heads come whole.
     """
 
     __slots__ = ("_exact", "_heads", "_known", "_mode", "keep", "left", "spoilt", "tails")

@@ -54,6 +54,11 @@ class Gaps:
         self._tokens = 0.0
         self._window = window
 
+    def close(self) -> None:
+        """Complete the pools' files; their percentiles can be taken from here on."""
+        for pool in (self.itl, self.icl, self.itl_error):
+            pool.save()
+
     @property
     def output_tokens_in_window(self) -> int:
         """Output tokens received inside the measured window."""

@@ -94,6 +94,7 @@ def merge(measured: Measured, file: RequestsFile) -> Merged:
         gaps.add(folder, kind, facts)
     whole = completed & (chunks == 0)
     gaps.add_whole_answers(spools.column("end_ns")[whole], output[whole])
+    gaps.close()
     tables: list[pa.Table] = []
     for where, rows in spools.groups():
         table = requests_table(rows, phases[where], spools.names)
