@@ -170,7 +170,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_measured(tmp_path: Path, si
     line = one_line(ended)
     assert ended.code == RESOURCE, line
     assert str(small) in line or "disk" in line or "space" in line
+    assert (kept / "run" / "run.json").exists(), ended.err
     run = json.loads((kept / "run" / "run.json").read_text())
     assert run["status"] == "failed"
-    assert run["summary"]["counts"]["completed"] > 1000
+    assert run["summary"]["counts"]["completed"] > 100
     assert (kept / "run" / "requests.parquet").exists()
