@@ -213,6 +213,11 @@ def _run(
 
         try:
             crew.wait(observe)
+            if crew.died:
+                message = f"a process of the run was killed (signal {-crew.died[0]})"
+                raise WeirError(
+                    message, mend="see the system's log, perhaps for want of memory; the rest is kept"
+                )
         finally:
             failed = bool(crew.died)
             progress = crew.progress(finishing=True)

@@ -16,7 +16,7 @@ from tokenweir.bench.arrivals import Arrival, Concurrency, schedule
 from tokenweir.bench.engine.plan import FinishPlan, WorkerPlan, write_payloads
 from tokenweir.bench.target import Target, render
 from tokenweir.bench.workload import Workload
-from tokenweir.core.errors import DescriptorError
+from tokenweir.core.errors import DescriptorError, SpecError
 from tokenweir.ports.backend import Codec
 
 Ints = npt.NDArray[np.int64]
@@ -87,6 +87,9 @@ def prepare(
     scheduled = not slots or bool(len(times))
     planned = len(times) if scheduled else point.requests
     total = planned if planned is not None else _whole_cycles(len(workload))
+    if not total:
+        message = f"the load {point.arrival.text} holds no request within its time"
+        raise SpecError(message, mend="give it a longer --duration or a higher rate")
     workers = max(1, min(means.workers, slots or total, total))
     allow_descriptors(-(-slots // workers) + _OTHER_DESCRIPTORS)
     order = workload.order(total, point.seed, point.load)
