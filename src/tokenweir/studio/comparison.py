@@ -155,11 +155,15 @@ def _failures_as_infinite(run: Run) -> bool:
 
 def _side(letter: str, path: Path, run: Run) -> Side:
     subject = run.spec.get("subject")
-    flat = (
-        {name: value if isinstance(value, str) else _json(value) for name, value in subject.items()}
-        if isinstance(subject, dict)
-        else {}
-    )
+    flat: dict[str, str] = {}
+    for name, value in subject.items() if isinstance(subject, dict) else ():
+        # An engine has hundreds of flags, and a reader looks for the few that differ.
+        parts = (
+            {f"{name}.{key}": part for key, part in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        flat |= {key: part if isinstance(part, str) else _json(part) for key, part in parts.items()}
     return Side(
         letter=letter,
         run_id=run.run_id,
