@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
 WORDS = ("one", "two", "three")
@@ -19,7 +19,8 @@ def event(body: object) -> bytes:
 def stream(*words: str) -> list[bytes]:
     """The events of a streamed chat answer, its usage and its end among them."""
     events = [event({"choices": [{"index": 0, "delta": {"content": word}}]}) for word in words or WORDS]
-    events.append(event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
+    nothing: dict[str, str] = {}
+    events.append(event({"choices": [{"index": 0, "delta": nothing, "finish_reason": "stop"}]}))
     usage = {"prompt_tokens": 4, "completion_tokens": len(words or WORDS)}
     return [*events, event({"choices": [], "usage": usage}), b"data: [DONE]\n\n"]
 
@@ -81,69 +82,83 @@ class OddServer:
         self.lock = threading.Lock()
 
 
+class Serving:
+    """The threads behind an odd server."""
+
+    def __init__(self, door: socket.socket, respond: Respond, tls: ssl.SSLContext | None, url: str) -> None:
+        self.server = OddServer(url)
+        self._door = door
+        self._respond = respond
+        self._tls = tls
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def stop(self) -> None:
+        """End every connection and thread."""
+        # Closing alone would leave the accepting thread where it waits.
+        with suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+        self._accepting.join()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._door.accept()
+            except OSError:
+                return
+            with self.server.lock:
+                self.server.connections += 1
+            self._open.add(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        connection = raw
+        with suppress(OSError, ssl.SSLError):
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(raw, server_side=True)
+                self._open.add(connection)
+            client = Client(connection, self.server.connections)
+            while self._turn(client):
+                pass
+        connection.close()
+        self._open -= {connection, raw}
+
+    def _turn(self, client: Client) -> bool:
+        method, length = client.head()
+        if method == "GET":
+            body = b'{"object":"list","data":[{"id":"m"}]}'
+            client.say(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            return True
+        with self.server.lock:
+            self.server.posts += 1
+        client.posts += 1
+        return self._respond(client, length)
+
+
 @contextmanager
 def odd_server(
     respond: Respond, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
-) -> Iterator[OddServer]:
+) -> Generator[OddServer]:
     """Serve on a free port until the block ends; GET answers a list of one model."""
-    door = socket.create_server(
-        (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.create_server((host, 0), family=family, backlog=256)
     shown = f"[{host}]" if ":" in host else host
-    server = OddServer(f"http{'s' if tls else ''}://{shown}:{door.getsockname()[1]}")
-    open_ones: set[socket.socket] = set()
-    threads: list[threading.Thread] = []
-
-    def serve(raw: socket.socket) -> None:
-        connection = raw
-        with suppress(OSError, ssl.SSLError):
-            if tls is not None:
-                connection = tls.wrap_socket(raw, server_side=True)
-                open_ones.add(connection)
-            client = Client(connection, server.connections)
-            going = True
-            while going:
-                method, length = client.head()
-                if method == "GET":
-                    body = b'{"object":"list","data":[{"id":"m"}]}'
-                    client.say(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-                    continue
-                with server.lock:
-                    server.posts += 1
-                client.posts += 1
-                going = respond(client, length)
-        connection.close()
-        open_ones.discard(connection)
-        open_ones.discard(raw)
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = door.accept()
-            except OSError:
-                return
-            with server.lock:
-                server.connections += 1
-            open_ones.add(connection)
-            thread = threading.Thread(target=serve, args=(connection,))
-            threads.append(thread)
-            thread.start()
-
-    accepting = threading.Thread(target=accept)
-    accepting.start()
+    url = f"http{'s' if tls else ''}://{shown}:{door.getsockname()[1]}"
+    serving = Serving(door, respond, tls, url)
     try:
-        yield server
+        yield serving.server
     finally:
-        # Closing alone would leave the accepting thread where it waits.
-        with suppress(OSError):
-            door.shutdown(socket.SHUT_RDWR)
-        door.close()
-        accepting.join()
-        for connection in list(open_ones):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
+        serving.stop()
 
 
 def good(client: Client, length: int) -> bool:

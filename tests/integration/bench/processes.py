@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def processes_with(*words: str) -> list[int]:
 @contextmanager
 def bench(
     url: str, run_dir: Path, *arguments: str, env: Mapping[str, str] | None = None
-) -> Iterator[Running]:
+) -> Generator[Running]:
     """Start ``weir bench URL`` with its record in ``run_dir``; it is ended with the block."""
     log = run_dir.with_suffix(".log")
     command = [sys.executable, "-m", "tokenweir", "bench", url, "--backend", "sim", "--out", str(run_dir)]

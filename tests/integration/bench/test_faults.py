@@ -77,7 +77,9 @@ def test_a_servers_own_count_is_believed(tmp_path: Path, sim: SimProcess) -> Non
     assert record.by("chunks") == {5: 4}
 
 
-def test_a_server_that_closes_without_an_answer_has_failed_the_request(tmp_path: Path, sim: SimProcess) -> None:
+def test_a_server_that_closes_without_an_answer_has_failed_the_request(
+    tmp_path: Path, sim: SimProcess
+) -> None:
     sim.reset()
     sim.flags(faults=("close@every=4",))
     record = measured(sim.url, tmp_path / "run", requests=12, arrival="concurrency=2")
@@ -85,7 +87,7 @@ def test_a_server_that_closes_without_an_answer_has_failed_the_request(tmp_path:
     retried = "sent again" in record.notes
     assert failed or retried
     assert record.by("status").get("completed", 0) == 12 - failed
-    assert sim.truth()["requests"] >= 12
+    assert int(str(sim.truth()["requests"])) >= 12
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,11 @@ def test_user_space_stamps_give_the_same_record_and_say_so(tmp_path: Path, sim: 
 
 def test_a_sweep_is_one_record_with_a_load_point_each(tmp_path: Path, sim: SimProcess) -> None:
     record = measured(
-        sim.url, tmp_path / "run", requests=12, arrival="concurrency=1,concurrency=3,constant=100/s", workers=2
+        sim.url,
+        tmp_path / "run",
+        requests=12,
+        arrival="concurrency=1,concurrency=3,constant=100/s",
+        workers=2,
     )
     assert [load["index"] for load in record.run["loads"]] == [0, 1, 2]
     assert [load["summary"]["counts"]["completed"] for load in record.run["loads"]] == [12, 12, 12]
@@ -146,7 +150,9 @@ def test_a_closed_loop_bounded_by_time_cycles_through_its_list(
 
 
 def test_warm_up_and_cool_down_by_number(tmp_path: Path, sim: SimProcess) -> None:
-    record = measured(sim.url, tmp_path / "run", requests=20, warmup="4", cooldown="3", arrival="concurrency=2")
+    record = measured(
+        sim.url, tmp_path / "run", requests=20, warmup="4", cooldown="3", arrival="concurrency=2"
+    )
     assert record.by("phase") == {"warmup": 4, "measured": 13, "cooldown": 3}
     order = [row["phase"] for row in sorted(record.rows, key=lambda row: row["sent_ns"])]
     assert order == ["warmup"] * 4 + ["measured"] * 13 + ["cooldown"] * 3
@@ -156,7 +162,12 @@ def test_warm_up_and_cool_down_by_number(tmp_path: Path, sim: SimProcess) -> Non
 
 def test_warm_up_and_cool_down_by_time(tmp_path: Path, sim: SimProcess) -> None:
     record = measured(
-        sim.url, tmp_path / "run", duration="600ms", warmup="200ms", cooldown="100ms", arrival="constant=100/s"
+        sim.url,
+        tmp_path / "run",
+        duration="600ms",
+        warmup="200ms",
+        cooldown="100ms",
+        arrival="constant=100/s",
     )
     window = record.run["summary"]["window"]
     assert len(record.rows) == 60

@@ -73,8 +73,8 @@ def test_two_signals_stop_at_once(tmp_path: Path) -> None:
 def test_a_signal_before_the_first_arrival_leaves_an_empty_record(tmp_path: Path, sim: SimProcess) -> None:
     late = ("--arrival", "normal(30s,1ms)", "--duration", "300s", "--workers", "1")
     with bench(sim.url, tmp_path / "run", *late) as running:
-        running.until(lambda: (tmp_path / "run/work/load-0/worker-0/live.bin").exists())
-        running.until(lambda: (tmp_path / "run/work/load-0/worker-0/finish-plan.json").exists())
+        running.until((tmp_path / "run/work/load-0/worker-0/live.bin").exists)
+        running.until((tmp_path / "run/work/load-0/worker-0/finish-plan.json").exists)
         running.process.send_signal(signal.SIGINT)
         assert running.wait() == CANCELLED, running.log.read_text()
     record = read_record(tmp_path / "run")
@@ -99,7 +99,7 @@ def test_a_process_of_the_run_that_is_killed_leaves_what_it_had_written(
     name = "engine.worker" if victim == "worker" else "finishing.process"
     short = ("--duration", "2s", "--arrival", "concurrency=4", "--max-tokens", "8", "--workers", "2")
     with bench(sim.url, tmp_path / "run", *short) as running:
-        running.until(lambda: (tmp_path / "run/work/load-0/worker-1/rows.i64").exists())
+        running.until((tmp_path / "run/work/load-0/worker-1/rows.i64").exists)
         rows = tmp_path / "run/work/load-0/worker-0/rows.i64"
         running.until(lambda: rows.exists() and rows.stat().st_size > 0)
         pids = [
@@ -131,11 +131,14 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path, sim: SimProcess) ->
         assert running.gone()
 
 
-def test_no_descriptor_of_the_requests_bytes_has_a_name(tmp_path: Path, sim: SimProcess) -> None:
+def test_what_is_captured_is_worked_off_while_the_run_goes_on(tmp_path: Path, sim: SimProcess) -> None:
+    work = tmp_path / "run/work/load-0"
     with bench(sim.url, tmp_path / "run", *LONG) as running:
-        running.until(lambda: served(sim, 4))
-        names = [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        rows = [work / f"worker-{worker}/rows.i64" for worker in range(2)]
+        running.until(lambda: all(path.exists() and path.stat().st_size > 10_000 for path in rows))
+        names = [path.name for path in work.rglob("*") if path.is_file()]
         running.process.send_signal(signal.SIGINT)
         running.wait()
-    assert "plan.json" in names
+    # Segments go as they are reduced, and the requests' bytes, which hold the key, have no name.
+    assert sum(name.endswith(".seg") for name in names) <= 4
     assert all(not name.startswith("tmp") for name in names)

@@ -11,8 +11,9 @@ import socket
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, write_payloads
 from tokenweir.bench.engine.segment import End, SegmentWriter
 from tokenweir.bench.finishing.segments import Captured, read_segment
-from tokenweir.poller import READ, SelectorPoller
+from tokenweir.poller import NEVER, SelectorPoller
 
 PATIENCE_S = 5.0
 REQUEST = b"POST /lines HTTP/1.1\r\nhost: stage\r\ncontent-length: 2\r\n\r\nhi"
@@ -144,7 +145,7 @@ class ScriptedPoller(SelectorPoller):
         self.script: Script | None = None
         self.idle_waits = 0
 
-    def wait(self, until_ns: int) -> list[tuple[int, int]]:
+    def wait(self, until_ns: int | None) -> list[tuple[int, int]]:
         """Return what is ready; before waiting for anything, let the script go on."""
         ready = super().wait(0)
         if ready or self.script is None:
@@ -156,9 +157,9 @@ class ScriptedPoller(SelectorPoller):
             return self._rest(until_ns)
         if noticed:
             return super().wait(time.monotonic_ns() + 1_000_000_000)
-        return super().wait(min(until_ns, time.monotonic_ns() + 1_000_000))
+        return super().wait(min(until_ns or NEVER, time.monotonic_ns() + 1_000_000))
 
-    def _rest(self, until_ns: int) -> list[tuple[int, int]]:
+    def _rest(self, until_ns: int | None) -> list[tuple[int, int]]:
         self.idle_waits += 1
         return super().wait(until_ns)
 
@@ -272,14 +273,14 @@ class Stage:
         if self.poller.script is not None:
             self.poller.script.close()
         if self.capture is not None:
-            self.capture._connections.close_all()
+            self.capture._connections.close_all()  # pyright: ignore[reportPrivateUsage]
         self.poller.close()
         for fd in (self.control, self.tell, self._notices, self._notify):
             os.close(fd)
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def stage() -> Generator[Stage]:
     """Give a stage in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         made = Stage(Path(folder))
@@ -306,11 +307,10 @@ def one_answer(*pieces: bytes, close: bool = False) -> Callable[[Server], Script
 def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     """Cut ``data`` at the offsets in ``cuts``."""
     borders = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
-    return [data[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(borders)]
 
 
 __all__ = [
-    "READ",
     "REQUEST",
     "Line",
     "Script",

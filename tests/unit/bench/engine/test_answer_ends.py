@@ -21,10 +21,10 @@ def framed(*chunks: bytes) -> bytes:
     return b"".join(chunk(one) for one in chunks) + LAST
 
 
-def played(*pieces: bytes, close: bool = False, **changes: object) -> Taken:
+def played(*pieces: bytes, close: bool = False) -> Taken:
     """What the capture makes of one answer in pieces; it gives up on more after a second."""
     with stage() as stg:
-        return stg.play(one_answer(*pieces, close=close), timeout_ns=1_000_000_000, **changes)
+        return stg.play(one_answer(*pieces, close=close), timeout_ns=1_000_000_000)
 
 
 def twice(answer: bytes, cuts: list[int]) -> Taken:

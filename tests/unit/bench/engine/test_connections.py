@@ -348,4 +348,4 @@ def test_whatever_the_server_does_every_request_is_accounted_for(acts: list[str]
     with stage() as stg:
         taken = stg.play(script, requests=len(acts), timeout_ns=5 * SECOND_NS)
     accounted(taken, len(acts))
-    assert set(how for _, how in taken.ends) <= {"WHOLE", "EOF", "RESET", "BAD_HEAD"}
+    assert {how for _, how in taken.ends} <= {"WHOLE", "EOF", "RESET", "BAD_HEAD"}

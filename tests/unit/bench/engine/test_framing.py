@@ -87,29 +87,36 @@ def test_nothing_after_the_last_chunk_belongs_to_the_body() -> None:
     assert dechunker.feed(b"3\r\nabc\r\n") == b""
 
 
+def says(status: int, length: int, *, keep_alive: bool = False, trailers: bool = False) -> Head:
+    return Head(status, length, keep_alive, trailers)
+
+
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 12", Head(200, 12, True, False)),
-        (b"HTTP/1.1 200\r\ncontent-length:0", Head(200, 0, True, False)),
-        (b"HTTP/1.1 200 OK\r\nTRANSFER-ENCODING: Chunked", Head(200, CHUNKED, True, False)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 12", says(200, 12, keep_alive=True)),
+        (b"HTTP/1.1 200\r\ncontent-length:0", says(200, 0, keep_alive=True)),
+        (b"HTTP/1.1 200 OK\r\nTRANSFER-ENCODING: Chunked", says(200, CHUNKED, keep_alive=True)),
         (
             b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked",
-            Head(200, CHUNKED, True, False),
+            says(200, CHUNKED, keep_alive=True),
         ),
         (
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5",
-            Head(200, CHUNKED, True, False),
+            says(200, CHUNKED, keep_alive=True),
         ),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nConnection: Close", Head(200, 5, False, False)),
-        (b"HTTP/1.0 200 OK\r\ncontent-length: 5", Head(200, 5, False, False)),
-        (b"HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive", Head(200, 5, True, False)),
-        (b"HTTP/1.0 200 OK", Head(200, UNTIL_CLOSE, False, False)),
-        (b"HTTP/1.1 200 OK\r\nconnection: keep-alive", Head(200, UNTIL_CLOSE, False, False)),
-        (b"HTTP/1.1 204 No Content", Head(204, 0, True, False)),
-        (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 99", Head(304, 0, True, False)),
-        (b"HTTP/1.1 100 Continue", Head(100, UNTIL_CLOSE, False, False)),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nTrailer: a", Head(200, CHUNKED, True, True)),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nConnection: Close", says(200, 5)),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 5", says(200, 5)),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive", says(200, 5, keep_alive=True)),
+        (b"HTTP/1.0 200 OK", says(200, UNTIL_CLOSE)),
+        (b"HTTP/1.1 200 OK\r\nconnection: keep-alive", says(200, UNTIL_CLOSE)),
+        (b"HTTP/1.1 204 No Content", says(204, 0, keep_alive=True)),
+        (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 99", says(304, 0, keep_alive=True)),
+        (b"HTTP/1.1 100 Continue", says(100, UNTIL_CLOSE)),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nTrailer: a",
+            says(200, CHUNKED, keep_alive=True, trailers=True),
+        ),
     ],
 )
 def test_a_head_says_how_its_body_ends(head: bytes, expected: Head) -> None:

@@ -99,7 +99,7 @@ def test_a_segment_that_cannot_be_written_ends_the_capture_with_its_reason(
     writer = SegmentWriter(folder, pipe[1])
     made = Segment()
     fill(made, [b"x"], [], [])
-    with pytest.raises(DiskFullError, match="gone.*No such file"):
+    with pytest.raises(DiskFullError, match=r"gone.*No such file"):
         writer.close(made)
 
 
@@ -111,16 +111,19 @@ def test_a_full_disk_is_told_at_a_later_put_and_nothing_half_written_is_announce
         folder = Path(name)
         (folder / "00000001.seg").symlink_to("/dev/full")
         writer = SegmentWriter(folder, pipe[1])
-        made = Segment()
-        with pytest.raises(DiskFullError) as caught:
+
+        def fill_and_put(made: Segment) -> None:
             for _ in range(9):
                 fill(made, [b"x"], [], [])
                 made = writer.put(made)
+
+        with pytest.raises(DiskFullError) as caught:
+            fill_and_put(Segment())
         assert os.strerror(errno.ENOSPC) in str(caught.value)
         assert "--out" in caught.value.mend
         assert os.read(pipe[0], 64) == b"s"
         with pytest.raises(DiskFullError):
-            writer.close(made)
+            writer.close(Segment())
 
 
 def test_a_stream_may_span_many_segments() -> None:
