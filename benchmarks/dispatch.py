@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.harness import Figure, Result, bench, measured, metric, simulator
+from benchmarks.harness import Figure, Result, bench, measured, metric, simulator, wakeup_lateness_p99_ms
 from tokenweir.sim.process import SimProcess
 
 FIGURES = (
     Figure("dispatch lag p99, constant", "ms", (), 0.1, "lower"),
     Figure("dispatch lag p99, poisson", "ms", (), 0.1, "lower"),
+    Figure("lateness p99 of a process that only sleeps", "ms", ()),
     Figure("chunks received", "chunks/s", ()),
     Figure("requests sent", "requests/s", ()),
 )
@@ -24,7 +25,7 @@ def measure(rounds: int) -> Result:
 
 
 def _round(server: SimProcess, out: Path) -> Mapping[str, float]:
-    found: dict[str, float] = {}
+    found = {"lateness p99 of a process that only sleeps": wakeup_lateness_p99_ms()}
     for arrival in ("constant", "poisson"):
         load = ("--arrival", f"{arrival}=2000/s", "--duration", "5s", "--warmup", "500ms", "--workers", "1")
         _, run = bench(out / arrival, server.url, *load, "--scenario", "D(16,15)")

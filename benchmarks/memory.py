@@ -26,7 +26,9 @@ def measure(rounds: int) -> Result:
     A stream costs the difference of two such loads. The report is made after the last stream has closed; the
     command's memory then is shown apart.
     """
-    how = f"peak PSS of all client processes, streams open; per stream: ({MANY} − {FEW} streams) / {MANY - FEW}"
+    how = (
+        f"peak PSS of all client processes, streams open; per stream: ({MANY} − {FEW} streams) / {MANY - FEW}"
+    )
     talking = simulator(ttft="constant:50ms", itl="constant:40ms")
     silent = simulator(ttft="constant:120s")
     with talking as one, silent as other:
