@@ -21,15 +21,17 @@ class Answers:
 
     ``left`` counts the bytes that a counted body lacks (negative: it brought too many). ``keep`` says whether the
     connection may be used again; one that got half a request (``spoilt``) may not. ``mode`` is that of the
-    connections, advanced as heads come whole.
+    connections, advanced as heads come whole. ``usual`` has, by the size of a read that held a whole answer, the
+    head it began with: an answer that is not streamed is mostly like one before.
     """
 
-    __slots__ = ("_exact", "_heads", "_known", "_mode", "keep", "left", "spoilt", "tails")
+    __slots__ = ("_exact", "_known", "_mode", "heads", "keep", "left", "spoilt", "tails", "usual")
 
     def __init__(self, mode: list[int]) -> None:
         self._mode = mode
         self._known: dict[bytes, framing.Head] = {}
-        self._heads: dict[int, bytes] = {}
+        self.heads: dict[int, bytes] = {}
+        self.usual: dict[int, bytes] = {}
         self._exact: dict[int, framing.Dechunker] = {}
         self.tails: dict[int, bytes] = {}
         self.spoilt: set[int] = set()
@@ -44,24 +46,24 @@ class Answers:
 
     def untouched(self, fd: int) -> bool:
         """Whether no byte of the answer has come."""
-        return self._mode[fd] in {Mode.HEAD, Mode.SENDING} and fd not in self._heads
+        return self._mode[fd] in {Mode.HEAD, Mode.SENDING} and fd not in self.heads
 
     def forget(self, fd: int) -> None:
         """Drop what is kept of an answer that is over."""
         self.left[fd] = 0
         self.spoilt.discard(fd)
-        for kept in (self.tails, self._heads, self._exact):
+        for kept in (self.tails, self.heads, self._exact):
             if kept:
                 kept.pop(fd, None)
 
     def head(self, fd: int, view: memoryview) -> int:
         """Take in a read while a head is awaited; return ``MORE``, ``WHOLE`` or ``BAD``."""
         read = bytes(view)
-        if self._heads:
-            read = self._heads.pop(fd, b"") + read
+        if self.heads:
+            read = self.heads.pop(fd, b"") + read
         blank = read.find(b"\r\n\r\n")
         if blank < 0:
-            self._heads[fd] = read
+            self.heads[fd] = read
             return BAD if len(read) > framing.MAX_HEAD_BYTES else MORE
         text = read[:blank]
         head = self._known.get(text) or self._parse(text)
@@ -72,6 +74,8 @@ class Answers:
             # The usual answer that is not streamed: all of it in one read.
             self.keep[fd] = head.keep_alive and fd not in self.spoilt
             self.left[fd] = 0
+            if self.keep[fd] and len(self.usual) < _HEADS:
+                self.usual[len(read)] = read[: blank + 4]
             return WHOLE
         if head.status < _FIRST_FINAL:
             # An interim answer: what follows its blank line is another head.

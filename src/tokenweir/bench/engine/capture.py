@@ -28,12 +28,12 @@ _FLUSH_NS: Final = 500_000_000
 _REST_NS: Final = 100_000_000
 """How long a closed loop's slot rests after a connection could not be made, lest a dead server be hammered."""
 _WARM_NS: Final = 10_000_000_000
-_DOZE_S: Final = 100e-6
-_DOZE_ROOM_NS: Final = 300_000
-"""A doze may last three times as long as asked for; a request due sooner than that forbids it."""
+_DOZE_S: Final = 200e-6
+_DOZE_ROOM_NS: Final = 500_000
+"""A doze may last twice as long as asked for; a request due sooner than that forbids it."""
 _DOZE_READS: Final = 1000
-_DOZE_READS_PER_STREAM: Final = 100
-"""Reads in a tick from which dozing pays, and per stream up to which it is harmless: a gap of 1 ms or more."""
+_DOZE_READS_PER_STREAM: Final = 40
+"""Reads in a tick from which dozing pays, and per stream up to which it is harmless: a gap of 2.5 ms or more."""
 _BURST: Final = 32
 """Requests sent in a row before the loop reads again."""
 _SHORT: Final = 8
@@ -124,7 +124,8 @@ class Capture:
         pacing, wait = self._pacing, self._poller.wait
         mode, receive, request = self._connections.mode, self._connections.receive, self._request
         answers, begun = self._answers, framing.LAST_CHUNK_BEGUN
-        left, tails = answers.left, answers.tails
+        left, tails, keep, usual = answers.left, answers.tails, answers.keep, answers.usual
+        heads, spoilt = answers.heads, answers.spoilt
         segment = self._segment
         view, raw, used = segment.view, segment.raw, 0
         limit = SEGMENT_BYTES - ROOM_BYTES
@@ -164,9 +165,12 @@ class Capture:
                     if count < _SHORT or fd in tails or raw.endswith(begun, used, end):
                         self._end(fd, answers.tail(fd, bytes(view[used:end])), stamp)
                 elif kind == Mode.HEAD:
-                    verdict = answers.head(fd, view[used:end])
-                    if verdict:
-                        self._end(fd, verdict, stamp)
+                    like = usual.get(count)
+                    if like is not None and raw.startswith(like, used) and not (heads or spoilt):
+                        keep[fd] = True
+                        self._whole(fd, stamp)
+                    else:
+                        self._end(fd, answers.head(fd, view[used:end]), stamp)
                 elif kind == Mode.LENGTH:
                     left[fd] -= count
                     if left[fd] <= 0:
