@@ -299,12 +299,10 @@ class Ticks(NamedTuple):
 
 def ticks() -> Ticks:
     """Return the machine's CPU time so far."""
-    user, nice, system, idle, waiting, hard, soft, stolen = (
-        int(value) / TICK for value in _text(Path("/proc/stat")).splitlines()[0].split()[1:9]
-    )
-    # Kernels that do not tell interrupts apart charge them to the process they interrupt.
-    busy = user + nice + system + hard + soft
-    return Ticks(busy + idle + waiting + stolen, busy, stolen, tree_cpu(os.getpid()))
+    fields = [int(value) / TICK for value in _text(Path("/proc/stat")).splitlines()[0].split()[1:9]]
+    # The machine's own count of busy time is sampled, and misses who wakes often and briefly; processes' is exact.
+    busy = sum(process_cpu(int(path.name), waited=True) for path in Path("/proc").glob("[0-9]*"))
+    return Ticks(time.monotonic() * len(CORES), busy, fields[7], tree_cpu(os.getpid()))
 
 
 def wakeup_lateness_p99_ms() -> float:
