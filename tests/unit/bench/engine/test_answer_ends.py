@@ -146,6 +146,67 @@ def test_every_legal_last_chunk_ends_an_answer(ending: bytes, *, apart: bool) ->
     assert played(*([start, ending] if apart else [start + ending])).ends == [(0, "WHOLE")]
 
 
+def drawn_answer(data: st.DataObject) -> bytes:
+    body = data.draw(st.binary(max_size=12).map(lambda one: one.replace(b"\r", b"-")))
+    field = data.draw(st.sampled_from([b"", b"trailer: a\r\n", b"x: %d\r\n" % len(body)]))
+    interim = data.draw(st.sampled_from([b"", b"", b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"]))
+    status = data.draw(st.sampled_from([b"200 OK", b"200 OK", b"429 No"]))
+    match data.draw(st.sampled_from(["length", "length", "chunked", "empty"])):
+        case "length":
+            return b"%bHTTP/1.1 %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+                interim,
+                status,
+                field,
+                len(body),
+                body,
+            )
+        case "chunked":
+            head = b"%bHTTP/1.1 %b\r\n%btransfer-encoding: chunked\r\n\r\n" % (interim, status, field)
+            return (
+                head
+                + (chunk(body) if body else b"")
+                + (b"0\r\na: b\r\n\r\n" if b"trailer" in field else LAST)
+            )
+        case _:
+            return interim + b"HTTP/1.1 204 No Content\r\n" + field + b"\r\n"
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_answers_of_all_kinds_follow_each_other_on_one_connection(data: st.DataObject) -> None:
+    kinds = [drawn_answer(data) for _ in range(data.draw(st.integers(1, 3)))]
+    answers = data.draw(st.lists(st.sampled_from(kinds), min_size=2, max_size=7))
+    cuts = [data.draw(st.lists(st.integers(1, len(one)), max_size=3)) for one in answers]
+
+    def script(server: Server) -> Script:
+        line = server.accept()
+        for answer, where in zip(answers, cuts, strict=True):
+            line.hear()
+            yield from line.say(*split(answer, where))
+
+    with stage() as stg:
+        taken = stg.play(script, requests=len(answers), timeout_ns=1_000_000_000)
+    assert taken.ends == [(k, "WHOLE") for k in range(len(answers))]
+    assert [b"".join(taken.reads(k)) for k in range(len(answers))] == answers
+
+
+def test_an_answer_with_trailers_does_not_cut_the_next_one_short() -> None:
+    announced = CHUNKED.replace(b"\r\n\r\n", b"\r\ntrailer: a\r\n\r\n")
+    answers = [announced + chunk(b"one") + b"0\r\na: b\r\n\r\n", CHUNKED + framed(b"two", b"three")]
+
+    def script(server: Server) -> Script:
+        line = server.accept()
+        line.hear()
+        yield from line.say(answers[0])
+        line.hear()
+        yield from line.say(CHUNKED + chunk(b"two"), chunk(b"three"), LAST)
+
+    with stage() as stg:
+        taken = stg.play(script, requests=2, timeout_ns=1_000_000_000)
+    assert taken.ends == [(0, "WHOLE"), (1, "WHOLE")]
+    assert [b"".join(taken.reads(k)) for k in range(2)] == answers
+
+
 @pytest.mark.parametrize(
     "data",
     [b"0\r\n\r\n", b"\r\n0\r\n\r\n", b"a\r\n0\r\n\r\nb", b"0\r\n\r\n0\r\n\r\n"],

@@ -6,12 +6,14 @@ import errno
 import os
 import socket
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.bench.engine.stage import Line, Script, Server, Stage, Taken, stage
 
+from tokenweir.bench.engine import connections
 from tokenweir.bench.engine.segment import End
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -349,3 +351,36 @@ def test_whatever_the_server_does_every_request_is_accounted_for(acts: list[str]
         taken = stg.play(script, requests=len(acts), timeout_ns=5 * SECOND_NS)
     accounted(taken, len(acts))
     assert {how for _, how in taken.ends} <= {"WHOLE", "EOF", "RESET", "BAD_HEAD"}
+
+
+@settings(max_examples=20)
+@given(st.integers(8, 40), st.integers(0, 24), st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_any_number_of_connections_may_be_open(room: int, warm: int, bursts: list[int]) -> None:
+    total = sum(bursts)
+
+    def script(server: Server) -> Script:
+        lines: list[Line] = []
+        # Which of the warm connections are used is the capture's affair.
+        for _ in range(max(total, warm)):
+            line = yield from server.awaited()
+            line.socket.settimeout(0)
+            lines.append(line)
+        asked = 0
+        while asked < total:
+            for line in lines:
+                with suppress(BlockingIOError):
+                    line.hear()
+                    asked += 1
+            yield False
+        for line in lines:
+            line.socket.settimeout(None)
+            yield from line.say(OK)
+
+    schedule = [k * 3_000_000 for k, burst in enumerate(bursts) for _ in range(burst)]
+    with pytest.MonkeyPatch.context() as patch, stage() as stg:
+        patch.setattr(connections, "_ROOM", room)
+        taken = stg.play(
+            script, requests=total, slots=0, schedule=schedule, warm_connections=warm, timeout_ns=SECOND_NS
+        )
+    accounted(taken, total)
+    assert {how for _, how in taken.ends} == {"WHOLE"}
