@@ -51,7 +51,7 @@ FIGURES = (
 def measure(rounds: int) -> Result:
     """Measure genai-bench without its start-up and reports, Tokenweir with all of its workers' time."""
     how = (
-        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings one after another; genai-bench's CPU from "
+        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings, genai-bench's one after another, ours 64 at once; its CPU from "
         "its first request to its last answer, its TTFT error its p99 against the simulator's own"
     )
     environment = _environment()
