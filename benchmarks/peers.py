@@ -51,8 +51,8 @@ FIGURES = (
 def measure(rounds: int) -> Result:
     """Measure genai-bench without its start-up and reports, Tokenweir with all of its workers' time."""
     how = (
-        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings, genai-bench's one after another, ours 64 at once; its CPU from "
-        "its first request to its last answer, its TTFT error its p99 against the simulator's own"
+        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings, genai-bench's one after another, ours 64 at "
+        "once; its CPU from its first request to its last answer, its TTFT error its p99 against the simulator's"
     )
     environment = _environment()
     tokenizer = build_tiny_model(CACHE / "model", shipped_prose().split("\n\n"))
