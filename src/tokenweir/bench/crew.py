@@ -64,11 +64,13 @@ class Crew:
                 process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None and not stream.closed:
-                    stream.close()
+                # What a dead process never read is still in the buffer, and closing tries once more.
+                with contextlib.suppress(BrokenPipeError):
+                    if stream is not None:
+                        stream.close()
 
-    def await_ready(self) -> None:
-        """Wait until every worker is connected.
+    def await_ready(self, given_up: Callable[[], bool]) -> bool:
+        """Wait until every worker is connected; return False when ``given_up`` says so first.
 
         Raises:
             UnreachableError: the server takes no connection.
@@ -81,14 +83,17 @@ class Crew:
                     selector.register(process.stdout, selectors.EVENT_READ, process)
             waiting = len(self._captures)
             while waiting:
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
-                if not ready:
+                ready = selector.select(_POLL_S)
+                if given_up():
+                    return False
+                if not ready and time.monotonic() > deadline:
                     message = f"a worker was not ready within {_READY_S:.0f} s"
                     raise UnreachableError(message, mend="check that the server accepts connections")
                 for key, _ in ready:
                     selector.unregister(key.fileobj)
                     self._heed(key.data)
                     waiting -= 1
+        return True
 
     def start(self, run_start_ns: int | None = None) -> int:
         """Give the start to all and return it. Rows count from ``run_start_ns``, else from this start."""

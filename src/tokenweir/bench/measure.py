@@ -7,6 +7,7 @@ what the workers left into tables afterwards.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from tokenweir.bench.stopping import Stopping
 from tokenweir.bench.target import Target, parse_target
 from tokenweir.bench.tokenizers import find_tokenizer
 from tokenweir.bench.workload import Workload
-from tokenweir.core.errors import EndpointError, WeirError
+from tokenweir.core.errors import CancelledError, DescriptorError, DiskFullError, EndpointError, WeirError
 from tokenweir.core.spec import ExperimentSpec, public_url
 from tokenweir.ports.backend import Backend, Identity
 from tokenweir.telemetry.logs import get_logger
@@ -180,10 +181,12 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
                 )
                 _flush(measurement, ready)
                 run_start_ns = _run(measurement, prepared, point, run_start_ns, view, stopping)
-            except WeirError as error:
-                measurement.failure = error
-                _LOG.debug("load failed", load=load, code=error.code, reason=str(error))
+            except (WeirError, OSError) as error:
+                measurement.failure = error if isinstance(error, WeirError) else _of_system(error)
+                _LOG.debug("load failed", load=load, code=measurement.failure.code, reason=str(error))
                 break
+        if stopping.asked and not measurement.points:
+            measurement.failure = CancelledError("stopped before the first request")
 
 
 def _run(
@@ -200,7 +203,8 @@ def _run(
     before = cpu_times()
     cancelled = False
     with Crew(prepared.plans, prepared.finish_plans) as crew, prepared.payloads:
-        crew.await_ready()
+        if not crew.await_ready(lambda: stopping.asked):
+            return run_start_ns
         start_ns = crew.start(run_start_ns)
         _LOG.debug("load started", load=point.load, arrival=point.arrival.text, workers=len(prepared.plans))
 
@@ -237,6 +241,19 @@ def _run(
                 )
             )
     return start_ns if run_start_ns is None else run_start_ns
+
+
+def _of_system(error: OSError) -> WeirError:
+    """Return what a refusal of the operating system between load points comes to."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return DiskFullError(
+            f"the next load point cannot be written: {error.strerror}", mend="free room, or use --out"
+        )
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return DescriptorError(
+            f"the next load point cannot begin: {error.strerror}", mend="raise 'ulimit -n'"
+        )
+    return WeirError(f"the next load point cannot begin: {error}")
 
 
 def _flush(measurement: Measurement, ready: Ready) -> None:

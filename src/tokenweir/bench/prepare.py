@@ -99,64 +99,111 @@ def prepare(
     ends = folder / "payload-ends.i64"
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it when the workers have it
     write_payloads(file, ends, _payloads(workload, keys, point.load, codec, target, headers))
-    shape = workload.request(int(order.sample[0]), 0, point.load)
+    shares = [
+        _Share(
+            worker=worker,
+            home=folder / f"worker-{worker}",
+            rows=rows[worker::workers],
+            times=times[worker::workers] if scheduled else None,
+            slots=len(range(worker, slots, workers)),
+            closed=bool(slots),
+        )
+        for worker in range(workers)
+    ]
+    for share in shares:
+        share.write()
+    finish = FinishPlan(
+        worker=0,
+        load=point.load,
+        folder="",
+        backend=codec.kind,
+        request=msgspec.json.encode(workload.request(int(order.sample[0]), 0, point.load)),
+        start_ns=0,
+        requests="",
+        cycle_requests=total,
+        cycle_repeats=int(order.repeat[-1]) + 1,
+        true_times=codec.kind == "sim",
+        tokenizer=_tokenizer_path(workload),
+    )
     notes = ()
     if workload.asking.unique_prompts and planned is None:
         notes = (f"unique prompts come again after {total} requests",)
-    plans: list[WorkerPlan] = []
-    finish_plans: list[FinishPlan] = []
-    for worker in range(workers):
-        home = folder / f"worker-{worker}"
-        home.mkdir()
-        requests = home / "requests.npy"
-        np.save(requests, rows[worker::workers])
-        payload_of = home / "payload-of.i64"
-        payload_of.write_bytes(rows[worker::workers, 1].tobytes())
-        own_times = home / "schedule.i64"
-        if scheduled:
-            own_times.write_bytes(times[worker::workers].tobytes())
-        share = len(range(worker, slots, workers))
-        plans.append(
-            WorkerPlan(
-                worker=worker,
-                load=point.load,
-                folder=str(home),
-                host=target.host,
-                port=target.port,
-                tls=target.tls,
-                verify_tls=means.verify_tls,
-                server_name=target.host,
-                payloads_fd=file.fileno(),
-                payload_ends=str(ends),
-                payload_of=str(payload_of),
-                requests=len(rows[worker::workers]),
-                schedule=str(own_times) if scheduled else None,
-                slots=share,
-                duration_ns=point.duration_ns,
-                repeat=planned is None,
-                timeout_ns=point.timeout_ns,
-                warm_connections=share or min(_WARM_OPEN, -(-total // workers)),
-                spare_connections=0 if slots else _SPARE_OPEN,
-                kernel_stamps=means.kernel_stamps,
-                portable_poller=means.portable_poller,
+    return Prepared(
+        tuple(
+            _worker_plan(share, point, target, means, (file.fileno(), ends), repeat=planned is None)
+            for share in shares
+        ),
+        tuple(
+            msgspec.structs.replace(
+                finish, worker=share.worker, folder=str(share.home), requests=str(share.requests)
             )
-        )
-        finish_plans.append(
-            FinishPlan(
-                worker=worker,
-                load=point.load,
-                folder=str(home),
-                backend=codec.kind,
-                request=msgspec.json.encode(shape),
-                start_ns=0,
-                requests=str(requests),
-                cycle_requests=total,
-                cycle_repeats=int(order.repeat[-1]) + 1,
-                true_times=codec.kind == "sim",
-                tokenizer=_tokenizer_path(workload),
-            )
-        )
-    return Prepared(tuple(plans), tuple(finish_plans), file, total, planned, notes)
+            for share in shares
+        ),
+        file,
+        total,
+        planned,
+        notes,
+    )
+
+
+class _Share(NamedTuple):
+    """One worker's part of a load point; ``times`` is ``None`` for a closed loop without a rate cap."""
+
+    worker: int
+    home: Path
+    rows: Ints
+    times: Ints | None
+    slots: int
+    closed: bool
+
+    @property
+    def requests(self) -> Path:
+        return self.home / "requests.npy"
+
+    @property
+    def payload_of(self) -> Path:
+        return self.home / "payload-of.i64"
+
+    @property
+    def schedule(self) -> Path | None:
+        return None if self.times is None else self.home / "schedule.i64"
+
+    def write(self) -> None:
+        """Write what the worker and its finishing process read."""
+        self.home.mkdir()
+        np.save(self.requests, self.rows)
+        self.payload_of.write_bytes(self.rows[:, 1].tobytes())
+        if self.schedule is not None and self.times is not None:
+            self.schedule.write_bytes(self.times.tobytes())
+
+
+def _worker_plan(
+    share: _Share, point: LoadPoint, target: Target, means: Means, payloads: tuple[int, Path], *, repeat: bool
+) -> WorkerPlan:
+    fd, ends = payloads
+    return WorkerPlan(
+        worker=share.worker,
+        load=point.load,
+        folder=str(share.home),
+        host=target.host,
+        port=target.port,
+        tls=target.tls,
+        verify_tls=means.verify_tls,
+        server_name=target.host,
+        payloads_fd=fd,
+        payload_ends=str(ends),
+        payload_of=str(share.payload_of),
+        requests=len(share.rows),
+        schedule=None if share.schedule is None else str(share.schedule),
+        slots=share.slots,
+        duration_ns=point.duration_ns,
+        repeat=repeat,
+        timeout_ns=point.timeout_ns,
+        warm_connections=share.slots or min(_WARM_OPEN, len(share.rows)),
+        spare_connections=0 if share.closed else _SPARE_OPEN,
+        kernel_stamps=means.kernel_stamps,
+        portable_poller=means.portable_poller,
+    )
 
 
 def allow_descriptors(needed: int) -> None:

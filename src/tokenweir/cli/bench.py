@@ -66,7 +66,7 @@ def _flags(command: CommandT) -> CommandT:
 def _flag(name: str, field: FieldInfo) -> Callable[[CommandT], CommandT]:
     spelled = "--" + name.replace("_", "-")
     default: object = field.default
-    shown = isinstance(default, (str, int)) and default not in {"", False}
+    shown = isinstance(default, (str, int)) and default is not False and default != ""
     text = f"{field.description} [default: {default}]" if shown else field.description
     settings: dict[str, Any] = {"help": text, "default": None}
     if bool in {field.annotation, *get_args(field.annotation)}:

@@ -48,6 +48,12 @@ class Answers:
         """Whether no byte of the answer has come."""
         return self._mode[fd] in {Mode.HEAD, Mode.SENDING} and fd not in self.heads
 
+    def renew(self, fd: int) -> None:
+        """Make ready for the next answer on a connection whose last one was whole."""
+        if self._exact:
+            self._exact.pop(fd, None)
+            self.tails.pop(fd, None)
+
     def forget(self, fd: int) -> None:
         """Drop what is kept of an answer that is over."""
         self.left[fd] = 0

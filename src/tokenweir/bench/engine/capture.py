@@ -24,6 +24,8 @@ from tokenweir.bench.engine.segment import ROOM_BYTES, SEGMENT_BYTES, End, Segme
 from tokenweir.poller import NEVER, READ, WRITE, Poller
 
 _TICK_NS: Final = 100_000_000
+_LATE_NS: Final = 1_000_000_000
+"""How often, at the least, open requests are walked for those that are late; the walk is a pause in the loop."""
 _FLUSH_NS: Final = 500_000_000
 _REST_NS: Final = 100_000_000
 """How long a closed loop's slot rests after a connection could not be made, lest a dead server be hammered."""
@@ -74,9 +76,8 @@ class Capture:
         self._answers = Answers(self._connections.mode)
         self._unsent: dict[int, tuple[memoryview | bytes, int]] = {}
         self._offset_ns = 0
-        self._tick_ns = self._flush_ns = 0
+        self._tick_ns = self._flush_ns = self._late_ns = 0
         self._stop_ns = NEVER
-        self._control_fd = control_fd
         self._cancelled = False
         self._dozing = False
         self._read_before = 0
@@ -210,7 +211,7 @@ class Capture:
         if len(connections.idle) < self._plan.spare_connections and not connections.connecting:
             connections.open()
         if fd >= len(self._request):
-            self._grow(fd)
+            self._grow()
         self._transmit(fd, index, scheduled)
 
     def _transmit(self, fd: int, index: int, scheduled: int) -> None:
@@ -285,6 +286,7 @@ class Capture:
             if following >= 0:
                 self._segment.ends.extend((self._request[fd], End.WHOLE, 0, at))
                 self._live.turn()
+                self._answers.renew(fd)
                 self._connections.used[fd] = True
                 self._transmit(fd, following, at)
                 return
@@ -417,7 +419,9 @@ class Capture:
         self._consider_dozing()
         if now >= self._stop_ns:
             self._pacing.stop()
-        self._time_out(now)
+        if now >= self._late_ns:
+            self._late_ns = now + max(_TICK_NS, min(self._plan.timeout_ns // 20, _LATE_NS))
+            self._time_out(now)
         self._live.publish(now)
         if now >= self._flush_ns:
             self._flush_ns = now + _FLUSH_NS
@@ -475,8 +479,8 @@ class Capture:
         self.unstamped += 1
         return stamps.STAMP.pack(*divmod(time.time_ns(), 1_000_000_000))
 
-    def _grow(self, fd: int) -> None:
-        missing = fd + 1 - len(self._request) + len(self._request) // 2
+    def _grow(self) -> None:
+        missing = len(self._connections.mode) - len(self._request)
         self._request.extend([-1] * missing)
         self._since.extend([0] * missing)
         self._answers.grow()

@@ -17,12 +17,11 @@ _FEW: Final = 16_384
 class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's share of one load point.
 
-    ``folder`` receives segments and rows. ``payloads_fd`` is an inherited descriptor of the rendered requests;
-    the files of int64 say where each ends (``payload_ends``), which one each request sends (``payload_of``,
-    ``requests`` of them) and
-    when, in nanoseconds after the start (``schedule``, ``None`` for a closed loop without a rate cap).
-    ``slots`` is this worker's share of the concurrency, 0 for an open loop, which keeps ``spare_connections``
-    ready beyond those in use.
+    ``folder`` receives segments and rows. ``payloads_fd`` is an inherited descriptor of the rendered requests.
+    Files of int64 say where each ends (``payload_ends``), which one each of the ``requests`` sends
+    (``payload_of``) and when, in nanoseconds after the start (``schedule``; ``None`` for a closed loop without a
+    rate cap). ``slots`` is this worker's share of the concurrency, 0 for an open loop, which keeps
+    ``spare_connections`` ready beyond those in use.
     ``repeat`` begins the list again when it is through, until ``duration_ns`` is over; the numbers go on.
     """
 

@@ -62,13 +62,10 @@ class TlsStream:
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
-                count = 0
-            if not count:
-                break
+                # The peer's goodbye, which need not come with the end of the connection.
+                return total, ancillary, flags, address
             total += int(count)
         if not total:
-            if self._object.pending() == 0 and self._incoming.eof:
-                return 0, ancillary, flags, address
             raise BlockingIOError
         return total, ancillary, flags, address
 

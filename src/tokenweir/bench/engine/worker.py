@@ -60,7 +60,8 @@ def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
         )
         code = capture.warm_up()
     except OSError as error:
-        code = error.errno or errno.ECONNREFUSED
+        # A name that cannot be looked up has a number of its own, below zero.
+        code = error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH
     else:
         if not code:
             _measure(plan, capture, live, control_fd)

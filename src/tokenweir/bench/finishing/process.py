@@ -7,6 +7,7 @@ idle priority, so it takes only the time that the capture and a local server lea
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -74,10 +75,12 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
 
 
 def _step_back() -> None:
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
+    # Where it may not, it competes; that is no reason not to finish.
+    with contextlib.suppress(OSError):
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.nice(19)
 
 
 def main(arguments: list[str]) -> int:
