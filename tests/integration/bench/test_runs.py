@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.bench.bench import Record, Row, measured, simulator
 
-from tokenweir.bench import prepare
+from tokenweir.bench import measure, prepare
 from tokenweir.core.errors import WeirError
 from tokenweir.sim.process import SimProcess
 
@@ -229,3 +232,21 @@ def test_an_open_loop_whose_time_holds_no_arrival_says_so(tmp_path: Path, sim: S
 def test_more_workers_than_requests_are_no_trouble(tmp_path: Path, sim: SimProcess) -> None:
     record = measured(sim.url, tmp_path / "run", requests=1, arrival="concurrency=8", workers=4)
     assert record.by("status") == {"completed": 1}
+
+
+def test_a_load_point_that_finds_no_room_keeps_those_before_it(
+    tmp_path: Path, sim: SimProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = measure.prepare
+
+    def prepare_once(folder: Path, point: prepare.LoadPoint, *rest: Any) -> prepare.Prepared:  # noqa: ANN401
+        if point.load:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return honest(folder, point, *rest)
+
+    monkeypatch.setattr(measure, "prepare", prepare_once)
+    record = measured(sim.url, tmp_path / "run", requests=5, arrival="concurrency=1,concurrency=2")
+    assert record.by("load") == {0: 5}
+    assert record.run["status"] == "failed"
+    assert record.failure is not None
+    assert record.failure.exit_code == 6
