@@ -2,7 +2,7 @@
 
 Reads a byte per finished segment from its input, reduces that segment and deletes it; at the end of input it writes
 ``finish.json``. The plan is read when the first byte comes, because the run's start is not known before. It runs at
-idle priority, so it takes only the time that the capture and a local server leave.
+the lowest priority, so it takes little but the time that the capture and a local server leave.
 """
 
 from __future__ import annotations
@@ -77,10 +77,7 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
 def _step_back() -> None:
     # Where it may not, it competes; that is no reason not to finish.
     with contextlib.suppress(OSError):
-        if hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        else:
-            os.nice(19)
+        os.nice(19)
 
 
 def main(arguments: list[str]) -> int:

@@ -358,7 +358,7 @@ def test_the_hash_is_of_the_text_however_it_came(tmp_path: Path) -> None:
     bodies = [
         chunked(delta("ab"), delta("c"), finish()),
         chunked(delta("a"), delta("bc"), finish()),
-        chunked(delta("abd"), finish()),
+        chunked(delta("axd"), finish()),
     ]
     setting = OPENAI
     segments = [answered(body, request=k) for k, body in enumerate(bodies)]
