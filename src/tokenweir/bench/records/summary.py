@@ -54,7 +54,7 @@ _ABSENT: Final = {
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker cost over a load point. ``cpu_s`` is user + system of its capturing process.
 
-    ``finishing_cpu_s`` is that of the process that parses beside it at idle priority. ``rss_max_bytes`` sums
+    ``finishing_cpu_s`` is that of the process that parses beside it at the lowest priority. ``rss_max_bytes`` sums
     both. ``steal_ratio`` is that of the machine, or ``None`` where it is unknown.
     """
 
