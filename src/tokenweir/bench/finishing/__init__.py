@@ -1,1 +1,1 @@
-"""From captured bytes to rows: a process per worker parses what the capture left, as it comes, at the lowest priority."""
+"""From captured bytes to rows: a process per worker parses what its capture left, as it comes, behind all others."""
