@@ -28,7 +28,7 @@ def test_plain_output_ends_with_the_verdict(
     assert any(line.startswith("TPOT (ms)") and line.endswith("better") for line in lines)
     assert "Warning: B is unattributed: its backend commit or model revision is unknown" in lines
     assert not any("\x1b" in line for line in lines)
-    assert any(line.startswith("   engine_flags: ") for line in lines)
+    assert any(line.startswith("   engine_flags.") for line in lines)
 
 
 def test_json_output_is_the_comparison(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
