@@ -78,10 +78,11 @@ class Crew:
         """
         deadline = time.monotonic() + _READY_S
         with selectors.DefaultSelector() as selector:
-            for process in self._captures:
+            # The finishing processes too, lest their start take the capture's time.
+            for process in (*self._captures, *self._finishers):
                 if process.stdout is not None:
                     selector.register(process.stdout, selectors.EVENT_READ, process)
-            waiting = len(self._captures)
+            waiting = len(self._captures) + len(self._finishers)
             while waiting:
                 ready = selector.select(_POLL_S)
                 if given_up():
@@ -167,7 +168,13 @@ class Crew:
             )
             finish = [sys.executable, "-m", "tokenweir.bench.finishing.process", str(finish_plan)]
             self._finishers.append(
-                subprocess.Popen(finish, stdin=readable, stderr=subprocess.PIPE, process_group=0)
+                subprocess.Popen(
+                    finish,
+                    stdin=readable,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    process_group=0,
+                )
             )
         finally:
             os.close(readable)

@@ -25,7 +25,8 @@ _LIST_ROWS: Final = 20_000
 """A closed loop that only a duration bounds repeats a list of about this many requests."""
 _OTHER_DESCRIPTORS: Final = 64
 """Descriptors that a worker needs beside its streams."""
-_WARM_OPEN: Final = 64
+_WARM_LEAST: Final = 64
+_WARM_MOST: Final = 1024
 _SPARE_OPEN: Final = 32
 
 
@@ -107,6 +108,7 @@ def prepare(
             times=times[worker::workers] if scheduled else None,
             slots=len(range(worker, slots, workers)),
             closed=bool(slots),
+            share=1 / workers,
         )
         for worker in range(workers)
     ]
@@ -155,6 +157,7 @@ class _Share(NamedTuple):
     times: Ints | None
     slots: int
     closed: bool
+    share: float
 
     @property
     def requests(self) -> Path:
@@ -175,6 +178,12 @@ class _Share(NamedTuple):
         self.payload_of.write_bytes(self.rows[:, 1].tobytes())
         if self.schedule is not None and self.times is not None:
             self.schedule.write_bytes(self.times.tobytes())
+
+
+def _warm(arrival: Arrival, share: _Share) -> int:
+    """Return how many connections an open loop opens ahead: a second's worth of requests, within bounds."""
+    expected = (arrival.asked_rate or 0.0) * share.share
+    return round(min(max(expected, _WARM_LEAST), _WARM_MOST))
 
 
 def _worker_plan(
@@ -199,7 +208,7 @@ def _worker_plan(
         duration_ns=point.duration_ns,
         repeat=repeat,
         timeout_ns=point.timeout_ns,
-        warm_connections=share.slots or min(_WARM_OPEN, len(share.rows)),
+        warm_connections=share.slots or min(_warm(point.arrival, share), len(share.rows)),
         spare_connections=0 if share.closed else _SPARE_OPEN,
         kernel_stamps=means.kernel_stamps,
         portable_poller=means.portable_poller,

@@ -15,17 +15,21 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 from array import array
 from pathlib import Path
 from typing import Final
 
+from tokenweir.bench.engine.priority import go_between
 from tokenweir.core.errors import DiskFullError
 
 MAGIC: Final = 0x5745_4952_5345_4731
 HEAD_BYTES: Final = 48
 SEGMENT_BYTES: Final = 4 << 20
 """Raw bytes in a segment: large enough that a write is rare, small enough that three are cheap to hold."""
+IO_BYTES: Final = 64 << 10
+"""One system call moves this much: within one, some kernels let nobody else run, and the capture must not wait."""
 ROOM_BYTES: Final = 64 << 10
 """A read may bring this much, so a segment with less room is full."""
 SPARE_SEGMENTS: Final = 2
@@ -118,6 +122,9 @@ class SegmentWriter:
             raise DiskFullError(message, mend="free room there, or choose another folder with --out")
 
     def _run(self) -> None:
+        # Writing is milliseconds of work in the kernel, which the capture must not wait for on its own core.
+        if sys.platform.startswith("linux"):
+            go_between()
         while (segment := self._full.get()) is not None:
             if self._failure is None and not segment.empty():
                 try:
@@ -154,7 +161,7 @@ class SegmentWriter:
             ):
                 data = memoryview(part).cast("B")
                 while data:
-                    data = data[os.write(fd, data) :]
+                    data = data[os.write(fd, data[:IO_BYTES]) :]
         except OSError:
             # Nobody can use a part of a segment, but the rows of whole ones need its room.
             path.unlink()

@@ -7,7 +7,6 @@ per finished segment to the descriptor in its second argument, and ``conduct.jso
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import os
@@ -23,11 +22,11 @@ import msgspec
 from tokenweir.bench.engine.capture import Capture
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, load_ints
+from tokenweir.bench.engine.priority import go_first
 from tokenweir.bench.engine.segment import SegmentWriter
 from tokenweir.core.errors import DiskFullError, WeirError
 from tokenweir.poller import make_poller
 
-_PRIORITY: Final = -10
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -113,9 +112,7 @@ def _line(fd: int) -> str:
 def main(arguments: list[str]) -> int:
     """Run one worker; return the process status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A reader that waits its turn behind busy neighbours reads late; where it may, it goes first.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+    go_first()
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=WorkerPlan)
     try:
         run(plan, int(arguments[1]), sys.stdin.fileno())

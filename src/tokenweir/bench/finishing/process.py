@@ -1,16 +1,17 @@
 """``python -m tokenweir.bench.finishing.process PLAN``: one finishing process.
 
-Reads a byte per finished segment from its input, reduces that segment and deletes it; at the end of input it writes
-``finish.json``. The plan is read when the first byte comes, because the run's start is not known before. It runs at
-the lowest priority, so it takes little but the time that the capture and a local server leave.
+Prints ``ready``, then reads a byte per finished segment from its input, reduces that segment and deletes it; at the
+end of input it writes ``finish.json``. The plan is read when the first byte comes, because the run's start is not
+known before. While the capture goes on it runs at idle priority, so it takes only the time that the capture and a
+local server leave.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -20,9 +21,10 @@ import msgspec
 
 from tokenweir.backends.registry import backend
 from tokenweir.bench.engine.plan import FinishPlan
+from tokenweir.bench.engine.priority import go_along, go_last
 from tokenweir.bench.finishing.glimpse import Glimpse
 from tokenweir.bench.finishing.reduce import Reducer
-from tokenweir.bench.finishing.segments import read_segment
+from tokenweir.bench.finishing.segments import read_segment, remove_segment
 from tokenweir.bench.tokenizers import find_tokenizer
 from tokenweir.core.errors import WeirError
 from tokenweir.core.requests import GenerateRequest
@@ -52,15 +54,20 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
     )
     gc.freeze()
     count = 0
+    last = True
     cpu = time.process_time_ns()
     while announced:
         for _ in announced:
             path = folder / f"{count:08d}.seg"
             captured = read_segment(path)
             # Its room is needed for its rows, where the disk is full.
-            path.unlink()
+            remove_segment(path)
             reducer.feed(captured)
             count += 1
+            if last and _hung_up(notify_fd):
+                # The capture is over, so nobody needs to be given way to, and somebody waits for the rows.
+                go_along()
+                last = False
         announced = os.read(notify_fd, 64)
     reducer.close()
     return Finished(
@@ -74,16 +81,19 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
     )
 
 
-def _step_back() -> None:
-    # Where it may not, it competes; that is no reason not to finish.
-    with contextlib.suppress(OSError):
-        os.nice(19)
+def _hung_up(fd: int) -> bool:
+    """Whether the other end of a pipe is closed, though there may still be something to read."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(mask & select.POLLHUP for _, mask in poll.poll(0))
 
 
 def main(arguments: list[str]) -> int:
     """Run one finishing process; return the process status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _step_back()
+    go_last()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     notify_fd = sys.stdin.fileno()
     announced = os.read(notify_fd, 64)
     if not announced and not Path(arguments[0]).exists():

@@ -26,6 +26,7 @@ from tokenweir.core.requests import GenerateRequest
 from tokenweir.ports.backend import Codec
 from tokenweir.ports.tokenizer import Tokenizer
 
+_IO_RECORDS: Final = 2048
 _STOPPED: Final = frozenset({End.CANCELLED, End.UNSENT})
 _ANSWERED: Final = frozenset({End.WHOLE, End.EOF})
 
@@ -117,7 +118,9 @@ class Reducer:
             total = self._decode(ordinal, exchange, reads, total, tokens, marks)
         if tokens.ends:
             records = self._timing.records(tokens, times, np.array(marks, np.int64))
-            self._chunks_file.write(records.tobytes())
+            for start in range(0, len(records), _IO_RECORDS):
+                self._chunks_file.write(records[start : start + _IO_RECORDS].tobytes())
+                self._chunks_file.flush()
 
     def _decode(
         self,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.bench.engine.segment import HEAD_BYTES, MAGIC
+from tokenweir.bench.engine.segment import HEAD_BYTES, IO_BYTES, MAGIC
 from tokenweir.core.errors import RecordError
 
 Ints = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ class Captured(NamedTuple):
 
 def read_segment(path: Path) -> Captured:
     """Read a segment file. Raises RecordError when it is not one or is cut short."""
-    content = path.read_bytes()
+    content = _read_in_steps(path)
     head = np.frombuffer(content[:HEAD_BYTES].ljust(HEAD_BYTES, b"\0"), np.int64)
     if head[0] != MAGIC:
         message = f"{str(path)!r} is not a capture segment"
@@ -54,3 +54,16 @@ def read_segment(path: Path) -> Captured:
         clocks=clock.reshape(-1, 2),
         raw=content[position:],
     )
+
+
+def remove_segment(path: Path) -> None:
+    """Remove a segment file a little at a time, for the same reason that it is read so."""
+    with path.open("r+b", buffering=0) as file:
+        for size in range(path.stat().st_size - 4 * IO_BYTES, 0, -4 * IO_BYTES):
+            file.truncate(size)
+    path.unlink()
+
+
+def _read_in_steps(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return b"".join(iter(lambda: file.read(IO_BYTES), b""))
