@@ -72,7 +72,7 @@ locks: $(VENV)/dev.stamp
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	cp requirements/bench.txt requirements/demo.txt requirements/dev.txt "$$scratch"/ && \
 	$(LOCK) --extra bench --extra studio --group build -o "$$scratch/bench.txt" && \
-	$(LOCK) --extra all --group build -o "$$scratch/demo.txt" && \
+	$(LOCK) --extra demo --group build -o "$$scratch/demo.txt" && \
 	$(LOCK) --extra all --group build --group dev -o "$$scratch/dev.txt" && \
 	for f in bench demo dev; do diff -u requirements/$$f.txt "$$scratch/$$f.txt" || \
 	{ echo "make: requirements/$$f.txt is out of step with pyproject.toml; run make lock" >&2; exit 1; }; done
@@ -91,7 +91,7 @@ format: $(VENV)/dev.stamp ## rewrite the code in the house format
 lock: | $(BIN)/python ## resolve pyproject.toml into requirements/*.txt
 	@test -x $(BIN)/uv || $(INSTALL) uv
 	$(LOCK) $(UPGRADE) --extra all --group build --group dev -o requirements/dev.txt
-	$(LOCK) --constraint requirements/dev.txt --extra all --group build -o requirements/demo.txt
+	$(LOCK) --constraint requirements/dev.txt --extra demo --group build -o requirements/demo.txt
 	$(LOCK) --constraint requirements/dev.txt --extra bench --extra studio --group build -o requirements/bench.txt
 
 clean: ## remove the virtual environment and caches
