@@ -39,12 +39,20 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     model: str = ""
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A drawn token with its natural-log probability and the most probable alternatives, best first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     """A non-empty increment of text, reasoning or tool call.
 
     ``count`` is the number of output tokens in the increment where the engine says so, else ``None``.
     ``sent_ns`` is the sender's CLOCK_MONOTONIC at sending, known from the simulator only.
-    ``index`` is the choice the increment belongs to (``n`` > 1).
+    ``index`` is the choice the increment belongs to (``n`` > 1). ``logprobs`` are those of its tokens, where asked.
     """
 
     seq: int
@@ -54,6 +62,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     count: int | None = None
     index: int = 0
     sent_ns: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
@@ -61,6 +70,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
 
     ``source`` says who counted: the server, our tokenizer, or an estimate from the text's length.
     ``recompiles`` is how often the engine compiled for this request (SGLang-JAX's ``cache_miss_count``).
+    ``drafted_tokens`` were proposed by a draft model, and ``accepted_tokens`` of them taken.
     ``timings_ns`` are the engine's own durations under their GLOSSARY names (``queue_time``, ``ttft``, ``e2el``).
     """
 
@@ -70,6 +80,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     recompiles: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
     source: Literal["server", "tokenizer", "estimate"] = "server"
     timings_ns: dict[str, int] = {}
 
