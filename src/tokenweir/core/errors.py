@@ -7,6 +7,7 @@
     │   ├── ConfigError        settings file, environment or flag
     │   ├── SpecError          an experiment that contradicts itself
     │   ├── CorpusError        a corpus file, with line and reason
+    │   ├── GuidanceError      a schema, expression or grammar that cannot guide an answer
     │   └── RecordError        a run directory that is missing, foreign or damaged
     ├── UnlikeError            a comparison of runs that may not be compared
     ├── EndpointError          the server under test
@@ -15,9 +16,18 @@
     │   ├── OverloadedError    429, 503: it may, later
     │   ├── UpstreamError      any other error status or error body
     │   └── ProtocolError      the answer is not what the protocol promises
+    ├── ServingError           a model server of ours cannot serve this request
+    │   ├── EngineError            the inference engine failed
+    │   ├── EngineRestartedError   the engine's process was lost under the request
+    │   ├── UnavailableError       not now: starting, broken or overloaded
+    │   ├── DrainingError          not any more: the server ends
+    │   ├── TooManyStreamsError    as many requests as may be are in work
+    │   ├── ModelNotLoadedError    no model of this name is loaded
+    │   └── DeadlineError          not finished in the time that was given
     ├── ResourceError          this machine lacks something
     │   ├── DescriptorError    too few file descriptors
-    │   └── DiskFullError      no room left for what was measured
+    │   ├── DiskFullError      no room left for what was measured
+    │   └── NoMemoryError      a model or request that does not fit into memory
     ├── MissingExtraError      an optional dependency is not installed
     ├── NoResultError          a run in which no request completed
     └── CancelledError         the user stopped it
@@ -78,6 +88,12 @@ class CorpusError(InputError):
     """A corpus cannot be read; the message names file, line and reason."""
 
     code = "bad_corpus"
+
+
+class GuidanceError(InputError):
+    """A schema, expression or grammar cannot guide an answer; the message names the part."""
+
+    code = "guidance"
 
 
 class RecordError(InputError):
@@ -151,6 +167,74 @@ class ProtocolError(EndpointError):
     code = "protocol"
 
 
+class ServingError(WeirError):
+    """A model server of ours cannot serve this request; ``retry_after_ns`` says when to come back, if known."""
+
+    code = "serving"
+    exit_code = 4
+
+    def __init__(self, message: str, *, mend: str = "", retry_after_ns: int | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.retry_after_ns = retry_after_ns
+
+
+class EngineError(ServingError):
+    """The inference engine failed at this request."""
+
+    code = "engine"
+
+
+class EngineRestartedError(ServingError):
+    """The engine's process was lost while it worked on the request; it comes back by itself."""
+
+    code = "engine_restarted"
+    http_status = 503
+    retryable = True
+
+
+class UnavailableError(ServingError):
+    """Not now: the engine is starting, its circuit breaker is open, or it has too much to do."""
+
+    code = "unavailable"
+    http_status = 503
+    retryable = True
+
+
+class DrainingError(ServingError):
+    """Not any more: the server finishes what it has and ends."""
+
+    code = "draining"
+    http_status = 503
+    retryable = True
+    log_level = logging.WARNING
+
+
+class TooManyStreamsError(ServingError):
+    """As many requests as may be are in work."""
+
+    code = "too_many_streams"
+    http_status = 429
+    retryable = True
+    log_level = logging.WARNING
+
+
+class ModelNotLoadedError(ServingError):
+    """No model of this name is loaded; the message lists those that are."""
+
+    code = "model_not_loaded"
+    http_status = 404
+    log_level = logging.WARNING
+
+
+class DeadlineError(ServingError):
+    """The request was not finished in the time that was given."""
+
+    code = "timeout"
+    http_status = 504
+    retryable = True
+    log_level = logging.WARNING
+
+
 class ResourceError(WeirError):
     """This machine lacks something the command needs."""
 
@@ -169,6 +253,12 @@ class DiskFullError(ResourceError):
     """No room is left for what was measured."""
 
     code = "disk_full"
+
+
+class NoMemoryError(ResourceError):
+    """A model or a request does not fit into the memory there is; the message holds the arithmetic."""
+
+    code = "no_memory"
 
 
 class MissingExtraError(WeirError):
