@@ -6,6 +6,7 @@
     ├── InputError             what the caller wrote cannot be used
     │   ├── ConfigError        settings file, environment or flag
     │   ├── SpecError          an experiment that contradicts itself
+    │   ├── ParameterError     a field of a request
     │   ├── CorpusError        a corpus file, with line and reason
     │   ├── GuidanceError      a schema, expression or grammar that cannot guide an answer
     │   └── RecordError        a run directory that is missing, foreign or damaged
@@ -82,6 +83,17 @@ class SpecError(InputError):
     """An experiment spec contradicts itself or lacks something."""
 
     code = "bad_spec"
+
+
+class ParameterError(InputError):
+    """A field of a request cannot be used; ``param`` names it, ``reason`` is OpenAI's code for why."""
+
+    code = "bad_parameter"
+
+    def __init__(self, message: str, *, param: str, reason: str = "invalid_value", mend: str = "") -> None:
+        super().__init__(message, mend=mend)
+        self.param = param
+        self.reason = reason
 
 
 class CorpusError(InputError):
