@@ -8,7 +8,7 @@ are plain: no arrays, no handles. ``docs/runtime.md`` tells how to add an engine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -103,13 +103,17 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodeSequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to decode: ``sequence`` is unique within the engine, ``images`` are encoded files in order."""
+    """One sequence to decode: ``sequence`` is unique within the engine, ``images`` are encoded files in order.
+
+    ``use_prefix_cache`` false neither reads nor writes the prefix cache.
+    """
 
     sequence: int
     tokens: tuple[int, ...]
     decoding: Decoding
     images: tuple[bytes, ...] = ()
     lane: Lane = "batch"
+    use_prefix_cache: bool = True
 
 
 class StepLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +136,8 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
     """A token was drawn. ``token`` is -1 where the end adds none (a stop token, which is not part of the answer).
 
     ``logprob`` is the token's natural-log probability, ``alternatives`` the most probable tokens with theirs.
-    ``drafted`` marks a token that the draft model proposed. ``finish`` is set with the sequence's last event.
+    ``drafted`` marks a token that the draft model proposed; ``proposed`` counts, on the one token of a round that
+    is reported first, all that it proposed in that round. ``finish`` is set with the sequence's last event.
     """
 
     sequence: int
@@ -140,6 +145,7 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     drafted: bool = False
+    proposed: int = 0
     finish: Literal["", "stop", "length"] = ""
 
 
@@ -264,6 +270,29 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Give the device's memory back. Nothing of the model may be used after."""
+        ...
+
+
+@runtime_checkable
+class GuidanceChecker(Protocol):
+    """A :class:`LoadedModel` that can say before decoding whether it can obey. Safe beside the device thread."""
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Compile ``guidance`` for this model's vocabulary, and keep what it may use again.
+
+        Raises:
+            GuidanceError: it cannot be obeyed; the message names what in it cannot.
+        """
+        ...
+
+
+@runtime_checkable
+class PrefixCaching(Protocol):
+    """A :class:`Decoder` that keeps the caches of prompts it has read."""
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes that kept prompts take now."""
         ...
 
 
