@@ -42,11 +42,17 @@ class Code:
 
 
 class FaultData(msgspec.Struct, frozen=True, kw_only=True):
-    """A WeirError on the wire: ``code`` is the class's, so that the server raises the same one."""
+    """A WeirError on the wire: ``code`` is the class's, so that the server raises the same one.
+
+    ``param`` and ``reason`` are those of a ParameterError, ``retry_after_ns`` of a ServingError.
+    """
 
     code: str
     mend: str = ""
     retryable: bool = False
+    param: str = ""
+    reason: str = ""
+    retry_after_ns: int | None = None
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
