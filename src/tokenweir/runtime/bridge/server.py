@@ -24,7 +24,6 @@ from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.runtime.bridge.envelope import (
     CALLS,
     CHILD_NOTICES,
-    NOTICE_OF,
     Failure,
     Incoming,
     Notice,
@@ -78,12 +77,12 @@ class BridgeServer:
         if reader.pending_bytes and self._sender.open:
             raise ProtocolError(f"the stream ended {reader.pending_bytes} bytes into a frame")
 
-    def notify(self, params: Stepped) -> None:
+    def notify(self, method: str, params: Stepped) -> None:
         """Send a notification, from any thread; never waits for the reader.
 
         Numbers in it must be finite: JSON knows no infinity, and the server refuses what does not fit its schema.
         """
-        self._sender.send(frame(Notice(method=NOTICE_OF[type(params)], params=params)))
+        self._sender.send(frame(Notice(method=method, params=params)))
 
     def stop(self) -> None:
         """Let :meth:`serve` return, from any thread, after what is pending has been written."""
