@@ -12,6 +12,7 @@ from tokenweir import config
 from tokenweir.bench.settings import Settings as BenchSettings
 from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
 from tokenweir.core.errors import ConfigError
+from tokenweir.runtime.settings import Settings as RuntimeSettings
 from tokenweir.sim.settings import Settings as SimSettings
 
 
@@ -23,6 +24,7 @@ class Settings(SettingsModel):
     endpoints: tuple[EndpointSettings, ...] = ()
     bench: BenchSettings = Field(default_factory=BenchSettings)
     sim: SimSettings = Field(default_factory=SimSettings)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
 
     @field_validator("endpoints")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeGuard, get_args, get_origin
 
 import click
 import msgspec
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from tokenweir.app import Settings
 from tokenweir.bench.records.model import Run
 from tokenweir.cli.main import COMMANDS, weir
+from tokenweir.core.units import format_duration
 
 DOCS = Path(__file__).parents[2] / "docs"
 _MARK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -34,18 +35,35 @@ def pages() -> Iterator[Path]:
 def _settings() -> str:
     lines: list[str] = []
     for name, field in Settings.model_fields.items():
-        table, many = _table(field.annotation)
-        lines += [f"### `{f'[[{name}]]' if many else f'[{name}]'}`", ""]
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(key, inner) for key, inner in table.model_fields.items()]
-        lines.append("")
+        lines += _settings_of(name, field)
     return "\n".join(lines)
 
 
+def _settings_of(name: str, field: FieldInfo) -> list[str]:
+    """Return the section of a table, then those of the lists of tables inside it."""
+    table, many = _table(field.annotation)
+    lines = [f"### `{f'[[{name}]]' if many else f'[{name}]'}`", ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [_row(key, inner) for key, inner in table.model_fields.items()]
+    lines.append("")
+    for key, inner in table.model_fields.items():
+        if _holds_table(inner.annotation):
+            lines += _settings_of(f"{name}.{key}", inner)
+    return lines
+
+
+def _is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _holds_table(annotation: object) -> bool:
+    return _is_table(annotation) or any(_is_table(one) for one in get_args(annotation))
+
+
 def _table(annotation: object) -> tuple[type[BaseModel], bool]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_table(annotation):
         return annotation, False
-    inner = next(one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+    inner = next(one for one in get_args(annotation) if _is_table(one))
     return inner, True
 
 
@@ -63,11 +81,13 @@ def _default(field: FieldInfo) -> str:
         return "see there"
     if field.default is None or field.default == ():
         return "none"
+    if _type(field) == "duration" and isinstance(field.default, int):
+        return f"`{format_duration(field.default)}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def _type(field: FieldInfo) -> str:
-    if any("duration" in repr(one) for one in field.metadata):
+    if any("duration" in repr(one) for one in (*field.metadata, field.annotation)):
         return "duration"
     return _type_name(field.annotation)
 
@@ -75,9 +95,13 @@ def _type(field: FieldInfo) -> str:
 def _type_name(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{one}`" for one in get_args(annotation))
+    if _holds_table(annotation):
+        return "list of tables"
     inner = [one for one in get_args(annotation) if one not in {type(None), Ellipsis}]
     if inner and get_origin(annotation) is tuple:
         return f"list of {_type_name(inner[0])}"
+    if get_origin(annotation) is dict:
+        return "table"
     if inner:
         return " or ".join(_type_name(one) for one in inner if not repr(one).startswith("BeforeValidator"))
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}
