@@ -102,6 +102,22 @@ class Settings(SettingsModel):
         default=None, description="Key that clients must send, as env:NAME or file:PATH."
     )
     log_prompts: bool = Field(default=False, description="Write prompts and answers into the log.")
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="Longest request body; more gets 413.")
+    max_header_bytes: int = Field(
+        default=32 << 10, ge=1024, description="Longest head of a request; more gets 431."
+    )
+    read_timeout: DurationNs = Field(
+        default=30 * _S, gt=0, description="Time a client may take to send a request; then it gets 408."
+    )
+    write_timeout: DurationNs = Field(
+        default=300 * _S, gt=0, description="Time a client may read nothing; then its connection is closed."
+    )
+    idle_timeout: DurationNs = Field(
+        default=75 * _S, gt=0, description="Time a connection is kept open between requests."
+    )
+    max_images: int = Field(default=16, ge=0, description="Images in one request, at most.")
+    max_image_bytes: int = Field(default=16 << 20, ge=1, description="Bytes of one encoded image, at most.")
+    max_image_pixels: int = Field(default=32_000_000, ge=1, description="Pixels of one image, at most.")
 
     engine: Literal["auto", "mlx", "sim"] = Field(
         default="auto", description="What runs the models; auto: mlx, or sim where every model is simulated."
