@@ -58,7 +58,7 @@ def error_of(fault: Fault) -> WeirError:
         return EngineError(f"the engine's process failed: {fault.message}", mend="see its log; report this")
     if data is None:
         return ProtocolError(f"the engine's process refused a message ({fault.code}): {fault.message}")
-    kind = _CLASSES.get(data.code, UnavailableError if data.retryable else EngineError)
+    kind = CLASSES.get(data.code, UnavailableError if data.retryable else EngineError)
     if issubclass(kind, ParameterError):
         return kind(fault.message, param=data.param, reason=data.reason, mend=data.mend)
     if issubclass(kind, ServingError):
@@ -74,6 +74,7 @@ def _tree(kind: type[WeirError]) -> Iterator[type[WeirError]]:
 
 # What an engine's process can mean by a fault; errors of other slices have no business on this bridge.
 _BRANCHES: Final = (InputError, EndpointError, ServingError, ResourceError, MissingExtraError)
-_CLASSES: Final[Mapping[str, type[WeirError]]] = {
+CLASSES: Final[Mapping[str, type[WeirError]]] = {
     kind.code: kind for branch in _BRANCHES for kind in _tree(branch)
 }
+"""The errors that cross the bridge, by ``code``."""

@@ -59,6 +59,7 @@ class BridgeServer:
         self._handlers = handlers
         self._notices = notices
         self._sender = FrameSender(sock)
+        self._stopping = False
 
     def serve(self) -> None:
         """Read and dispatch until the peer closes the connection or :meth:`stop` is called.
@@ -74,7 +75,7 @@ class BridgeServer:
                     self._take(payload)
         finally:
             self._sender.close()
-        if reader.pending_bytes and self._sender.open:
+        if reader.pending_bytes and not self._stopping:
             raise ProtocolError(f"the stream ended {reader.pending_bytes} bytes into a frame")
 
     def notify(self, method: str, params: Stepped) -> None:
@@ -86,6 +87,7 @@ class BridgeServer:
 
     def stop(self) -> None:
         """Let :meth:`serve` return, from any thread, after what is pending has been written."""
+        self._stopping = True
         self._sender.close()
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -96,7 +98,7 @@ class BridgeServer:
     def _receive(self, buffer: memoryview) -> int:
         try:
             return self._sock.recv_into(buffer)
-        except (ConnectionError, OSError):
+        except OSError:
             return 0
 
     def _take(self, payload: bytes) -> None:
