@@ -16,8 +16,8 @@ from tokenweir.core.requests import Json, Kind
 _HUMP: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _CAMEL: Final = re.compile(r"[a-z][a-zA-Z0-9]*")
 
-Form: TypeAlias = Kind | Literal["load"]
-"""What a body is: one of the kinds of request, or the loading of a model."""
+Form: TypeAlias = Kind | Literal["load", "unload", "tokenize", "detokenize"]
+"""What a body is: one of the kinds of request, or what another route takes."""
 
 
 class Option(NamedTuple):

@@ -166,3 +166,35 @@ LOADING: Final = Vocabulary(
     },
 )
 """The names in the body that loads a model."""
+
+UNLOADING: Final = Vocabulary(
+    {"model": Option(frozenset({"unload"}), ("name", "model_name", "identifier"))}, harmless={}, foreign={}
+)
+"""The names in the body that unloads a model."""
+
+_TOKENIZE: Final[frozenset[Form]] = frozenset({"tokenize"})
+
+TOKENIZING: Final = Vocabulary(
+    {
+        "model": Option(_TOKENIZE),
+        "prompt": Option(_TOKENIZE, ("content", "text")),
+        "messages": Option(_TOKENIZE),
+    },
+    harmless={},
+    foreign={
+        "add_special_tokens": Foreign((True,), "tokens are those of a prompt: leave it out"),
+        "add_generation_prompt": Foreign((True,)),
+        "continue_final_message": Foreign((False,)),
+        "return_token_strs": Foreign((False,)),
+        "with_pieces": Foreign((False,)),
+        "tools": Foreign(([],)),
+    },
+)
+"""The names in the body that asks for tokens."""
+
+_DETOKENIZE: Final[frozenset[Form]] = frozenset({"detokenize"})
+
+DETOKENIZING: Final = Vocabulary(
+    {"model": Option(_DETOKENIZE), "tokens": Option(_DETOKENIZE)}, harmless={}, foreign={}
+)
+"""The names in the body that asks for the text of tokens."""

@@ -1,0 +1,213 @@
+"""Serving the application over TCP: uvicorn on uvloop, with bounds on heads, pauses and readers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import Any, Final, cast
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tokenweir.core.errors import ConfigError
+from tokenweir.runtime.http.app import App
+from tokenweir.runtime.http.problems import HeadTooLargeError, SlowRequestError, problem
+
+_BACKLOG: Final = 2048
+_REASONS: Final = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_NS_PER_S: Final = 1_000_000_000
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a connection may do: bytes of a head, and nanoseconds to send a head, to read nothing, to be idle."""
+
+    header_bytes: int = 32 << 10
+    read_timeout_ns: int = 30 * _NS_PER_S
+    write_timeout_ns: int = 300 * _NS_PER_S
+    idle_timeout_ns: int = 75 * _NS_PER_S
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with a bound on the head's size, its time, and the time a client may read nothing.
+
+    ``bounds`` are set by the subclass that :class:`HttpServer` makes, because uvicorn makes the instances.
+    """
+
+    bounds = Bounds()
+    _head_bytes = 0
+    _refused = False
+    _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the client so long to send its first head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._head_arrived()
+        self._reader_moved()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read, unless the client was refused already."""
+        if self._refused:
+            return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Count the head from its beginning."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the path."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start on the request, unless it was refused."""
+        self._head_arrived()
+        if not self._refused:
+            super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """Give the client so long to read on."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(
+            self.bounds.write_timeout_ns / _NS_PER_S, self._give_up_on_reader
+        )
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._reader_moved()
+        super().resume_writing()
+
+    def _count(self, more: int) -> None:
+        self._head_bytes += more
+        if self._head_bytes > self.bounds.header_bytes and not self._refused:
+            most = self.bounds.header_bytes
+            self._refuse(
+                HeadTooLargeError(
+                    f"the request's head is longer than {most} bytes",
+                    mend="send fewer or shorter headers, or raise runtime.max_header_bytes",
+                )
+            )
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(
+            self.bounds.read_timeout_ns / _NS_PER_S,
+            self._refuse,
+            SlowRequestError("the request's head did not arrive in time", mend="send it faster"),
+        )
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _reader_moved(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _give_up_on_reader(self) -> None:
+        self.transport.abort()
+
+    def _refuse(self, error: HeadTooLargeError | SlowRequestError) -> None:
+        """Answer without the application: there is no request that it could be asked."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        told = problem(error)
+        body = told.body
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (told.status, _REASONS[told.status], len(body), body)
+        )
+        self.transport.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its own handling of signals: the command decides what Ctrl-C means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave them alone."""
+        yield
+
+
+class HttpServer:
+    """Serves an application at an address. It listens from the moment it is made; ``url`` is where.
+
+    ``drain_timeout_ns`` is how long answers on their way may take once it was closed.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        host: str,
+        port: int,
+        *,
+        bounds: Bounds | None = None,
+        drain_timeout_ns: int = 30 * _NS_PER_S,
+    ) -> None:
+        self._socket = _bind(host, port)
+        self.port = cast("int", self._socket.getsockname()[1])
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        bounds = bounds or Bounds()
+        protocol = type("_BoundedProtocol", (_Protocol,), {"bounds": bounds})
+        config = uvicorn.Config(
+            cast("Any", app),
+            http=cast("type[asyncio.Protocol]", protocol),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=max(1, bounds.idle_timeout_ns // _NS_PER_S),
+            timeout_graceful_shutdown=max(1, drain_timeout_ns // _NS_PER_S),
+            backlog=_BACKLOG,
+        )
+        self._server = _Uvicorn(config)
+
+    async def serve(self) -> None:
+        """Answer until closed, then finish what is on its way."""
+        await self._server.serve(sockets=[self._socket])
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop listening; ``at_once`` does not wait for answers that are on their way."""
+        self._server.should_exit = True
+        self._server.force_exit = at_once
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}",
+            mend="stop what uses it, or choose another with --port (0 picks a free one)",
+        ) from error
+    return bound
