@@ -1,0 +1,198 @@
+"""From a request as it was asked to one that can be decoded: rendered, tokenised, and refused where it must be.
+
+Runs on the RPC thread while the device works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from tokenweir.core.errors import ParameterError, SpecError
+from tokenweir.core.requests import GenerateRequest, Json, Message
+from tokenweir.ports.inference import Guidance, GuidanceChecker, LoadedModel
+from tokenweir.runtime.bridge.messages import Prepare, Prepared
+from tokenweir.runtime.child.answer import AnswerRules
+from tokenweir.runtime.child.requests import Request
+from tokenweir.runtime.child.sampling import answer_tokens, decodings, lane, require
+from tokenweir.runtime.child.tool_choice import Toolbox, toolbox
+from tokenweir.runtime.images import ImageLimits, data_url
+from tokenweir.runtime.normalise.guidance import response_format
+
+_TEMPLATE_OPTIONS: Final = "chat_template_kwargs"
+
+
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may ask for. ``default_max_tokens`` caps an answer whose request states no length."""
+
+    max_images: int = 16
+    max_image_bytes: int = 16 << 20
+    max_image_pixels: int = 32_000_000
+    default_max_tokens: int | None = None
+
+    @property
+    def images(self) -> ImageLimits:
+        """The limits of images."""
+        return ImageLimits(
+            count=self.max_images, size_bytes=self.max_image_bytes, pixels=self.max_image_pixels
+        )
+
+
+def prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request:
+    """Return the request as the device will decode it.
+
+    Raises:
+        SpecError: it contradicts itself, does not fit, or asks for what the model cannot do.
+        GuidanceError: its guidance cannot be obeyed.
+    """
+    try:
+        return _prepare(ask, model, limits)
+    except ParameterError as error:
+        raise SpecError(error.message, mend=error.mend) from error
+
+
+def size(request: Request) -> Prepared:
+    """Return how large a request is."""
+    return Prepared(
+        stream=request.stream,
+        prompt_tokens=len(request.tokens),
+        max_tokens=sum(decoding.max_tokens for decoding in request.choices),
+        sequences=len(request.choices),
+        exclusive=request.lane == "exclusive",
+    )
+
+
+def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request:
+    request, card = ask.request, model.card
+    guidance = _guidance(ask)
+    rules = AnswerRules(stops=request.sampling.stop, logprobs=request.sampling.logprobs is not None)
+    images: tuple[bytes, ...] = ()
+    if request.kind == "chat":
+        require(card, "chat", "chat: it has no chat template")
+        box = toolbox(request, model, guidance)
+        guidance = box.guidance
+        tokens, images, reasoning = _chat(request, model, box, limits)
+        rules = msgspec.structs.replace(
+            rules,
+            fenced=guidance is None,
+            tools=box.parsed,
+            forced=box.forced,
+            reasoning=reasoning and guidance is None,
+        )
+    elif request.kind == "completion":
+        require(card, "completion", "completions")
+        _only_text(request)
+        tokens = _prompt(request, model)
+    else:
+        raise SpecError("embeddings are not generated", mend="use the method 'embed'")
+    if not tokens:
+        raise SpecError("the prompt is empty", mend="send at least one token")
+    most = answer_tokens(card, request.sampling, len(tokens), limits.default_max_tokens)
+    choices = decodings(card, request.sampling, ask.options, most, guidance)
+    _check_guidance(model, guidance)
+    return Request(
+        stream=ask.stream,
+        model=ask.model,
+        tokens=tokens,
+        choices=choices,
+        rules=rules,
+        images=images,
+        lane=lane(choices[0]),
+        use_prefix_cache=ask.options.use_prefix_cache,
+    )
+
+
+def _guidance(ask: Prepare) -> Guidance | None:
+    stated = ask.options.guidance
+    asked = ask.request.response_format
+    if asked is None:
+        return stated
+    told = response_format("response_format", asked)
+    if stated is not None and told is not None and told != stated:
+        raise SpecError("response_format and the option guidance differ", mend="send one of them")
+    return stated or told
+
+
+def _check_guidance(model: LoadedModel, guidance: Guidance | None) -> None:
+    if guidance is not None and isinstance(model, GuidanceChecker):
+        model.check_guidance(guidance)
+
+
+def _chat(
+    request: GenerateRequest, model: LoadedModel, box: Toolbox, limits: RequestLimits
+) -> tuple[tuple[int, ...], tuple[bytes, ...], bool]:
+    """Return the prompt's tokens, its images, and whether it ends by opening a reasoning."""
+    if not request.messages:
+        raise SpecError("there are no messages", mend="send at least one")
+    images: list[bytes] = []
+    messages = [_message(place, one, images, limits) for place, one in enumerate(request.messages)]
+    if images:
+        require(model.card, "vision", "images")
+        if len(images) > limits.max_images:
+            raise SpecError(
+                f"the messages hold {len(images)} images", mend=f"send {limits.max_images} at most"
+            )
+    rendered = model.format.render(messages, box.shown, _template_options(request))
+    opening = model.format.markers().think[0]
+    reasoning = bool(opening) and rendered.rstrip().endswith(opening)
+    return tuple(model.format.encode(rendered, special=False)), tuple(images), reasoning
+
+
+def _template_options(request: GenerateRequest) -> Mapping[str, Json]:
+    unknown = [name for name in request.extra if name != _TEMPLATE_OPTIONS]
+    if unknown:
+        raise SpecError(
+            f"the option {unknown[0]!r} is not supported",
+            mend=f"leave it out; there is {_TEMPLATE_OPTIONS!r}",
+        )
+    options = request.extra.get(_TEMPLATE_OPTIONS) or {}
+    if not isinstance(options, dict):
+        raise SpecError(f"{_TEMPLATE_OPTIONS!r} is {options!r}", mend="send an object")
+    return options
+
+
+def _message(place: int, message: Message, images: list[bytes], limits: RequestLimits) -> Message:
+    """Return the message with its text parts joined, or with its images taken out and their places marked."""
+    if not isinstance(message.content, tuple):
+        return message
+    parts: list[dict[str, Json]] = []
+    for number, part in enumerate(message.content):
+        where = f"messages[{place}].content[{number}]"
+        match part.get("type"):
+            case "text":
+                text = part.get("text")
+                if not isinstance(text, str):
+                    raise SpecError(f"{where} has no text", mend="send {'type': 'text', 'text': …}")
+                parts.append({"type": "text", "text": text})
+            case "image_url":
+                inner = part.get("image_url")
+                url = inner.get("url") if isinstance(inner, dict) else inner
+                if not isinstance(url, str):
+                    raise SpecError(f"{where} has no url", mend="send a data URL")
+                images.append(data_url(url, f"{where}.image_url.url", limits.images))
+                parts.append({"type": "image"})
+            case other:
+                raise SpecError(f"{where} has the type {other!r}", mend="send 'text' or 'image_url'")
+    if all(part["type"] == "text" for part in parts):
+        return msgspec.structs.replace(message, content="\n".join(str(part["text"]) for part in parts))
+    return msgspec.structs.replace(message, content=tuple(parts))
+
+
+def _only_text(request: GenerateRequest) -> None:
+    if request.tools or request.tool_choice not in (None, "none"):
+        raise SpecError("tools need the chat interface", mend="send messages")
+    if request.extra:
+        raise SpecError(f"the option {next(iter(request.extra))!r} is not supported", mend="leave it out")
+
+
+def _prompt(request: GenerateRequest, model: LoadedModel) -> tuple[int, ...]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return tuple(model.format.encode(prompt))
+    size = model.card.vocabulary
+    stray = next((token for token in prompt if not 0 <= token < size), None)
+    if stray is not None:
+        raise SpecError(f"the prompt holds the token {stray}", mend=f"send tokens below {size}")
+    return prompt
