@@ -1,0 +1,1 @@
+"""What the gateway keeps: accepted requests, reservations, the ledger, jobs and events, embedded or scaled."""

@@ -1,0 +1,1 @@
+"""The gateway's branch of the schema."""

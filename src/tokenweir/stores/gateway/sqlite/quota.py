@@ -1,0 +1,174 @@
+"""Reservations as rows, counters in memory: exact under any concurrency, because one thread decides."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from tokenweir.core.clock import Clock
+from tokenweir.core.quota import Amounts, Limit
+from tokenweir.ports.quota import (
+    Denied,
+    Granted,
+    Headroom,
+    OpenReservation,
+    Reserve,
+    Reserved,
+    Settle,
+)
+from tokenweir.stores.gateway.sqlite.counters import Counters, counted, decode_limits, encode_limits
+from tokenweir.stores.gateway.sqlite.database import Database
+
+_INSERT: Final = (
+    "INSERT INTO gateway_reservations (request, key_id, user_id, team_id, model, limits, at, expires_at,"
+    " requests, tokens, cost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_CLOSE: Final = (
+    "DELETE FROM gateway_reservations WHERE request = ?"
+    " RETURNING key_id, user_id, team_id, model, at, requests, tokens, cost"
+)
+
+
+class SqliteQuota:
+    """The embedded quota store, and its upkeep."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self.counters = Counters()
+        database.on_undone(self.counters.forget)
+
+    async def reserve(self, batch: Sequence[Reserve]) -> Sequence[Reserved]:
+        """Reserve for each in order; the same request again gives the first answer and counts once."""
+        return await self._database.write(lambda connection: self.reserve_now(connection, batch))
+
+    def reserve_now(self, connection: sqlite3.Connection, batch: Sequence[Reserve]) -> list[Reserved]:
+        """Reserve within the transaction at hand, in the writing thread."""
+        at = self._clock.wall_ns()
+        return [self._reserve(connection, wanted, at) for wanted in batch]
+
+    def _reserve(self, connection: sqlite3.Connection, wanted: Reserve, at: int) -> Reserved:
+        standing = connection.execute(
+            "SELECT at FROM gateway_reservations WHERE request = ?1"
+            " UNION ALL SELECT at FROM gateway_ledger WHERE request = ?1",
+            (wanted.request,),
+        ).fetchone()
+        if standing is not None:
+            return Granted(
+                request=wanted.request, at=standing[0], headroom=self._left(connection, wanted.limits, at)
+            )
+        short = self.counters.take(connection, wanted, at)
+        if short is not None:
+            return Denied(
+                request=wanted.request, short=short, headroom=self._left(connection, wanted.limits, at)
+            )
+        estimate = wanted.estimate
+        connection.execute(
+            _INSERT,
+            (
+                wanted.request,
+                wanted.key,
+                wanted.user,
+                wanted.team,
+                wanted.model,
+                encode_limits(wanted.limits),
+                at,
+                at + wanted.lease_ns,
+                estimate.requests,
+                estimate.tokens,
+                estimate.cost,
+            ),
+        )
+        return Granted(request=wanted.request, at=at, headroom=self._left(connection, wanted.limits, at))
+
+    def _left(self, connection: sqlite3.Connection, limits: Sequence[Limit], at: int) -> tuple[Headroom, ...]:
+        return tuple(self.counters.headroom(connection, limit, at) for limit in limits)
+
+    async def settle(self, batch: Sequence[Settle]) -> Sequence[bool]:
+        """Settle each; ``False`` where it was settled before or is unknown, which changes nothing."""
+        return await self._database.write(
+            lambda connection: [self.close_now(connection, each.request, each.actual) for each in batch]
+        )
+
+    def close_now(self, connection: sqlite3.Connection, request: bytes, actual: Amounts) -> bool:
+        """Replace a reservation by what was used, within the transaction at hand."""
+        row = connection.execute(_CLOSE, (request,)).fetchone()
+        if row is None:
+            return False
+        key, user, team, model, at, requests, tokens, cost = row
+        change = Amounts(
+            requests=actual.requests - requests, tokens=actual.tokens - tokens, cost=actual.cost - cost
+        )
+        self.counters.add((key, user, team), model, at, change)
+        return True
+
+    async def renew(self, requests: Sequence[bytes], lease_ns: int) -> None:
+        """Let open reservations stand for ``lease_ns`` from now."""
+        until = self._clock.wall_ns() + lease_ns
+        rows = [(until, request) for request in requests]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "UPDATE gateway_reservations SET expires_at = ? WHERE request = ?", rows
+            )
+        )
+
+    async def expired(self, limit: int) -> Sequence[OpenReservation]:
+        """Return up to ``limit`` open reservations whose lease has run out, oldest first."""
+        now = self._clock.wall_ns()
+
+        def find(connection: sqlite3.Connection) -> list[OpenReservation]:
+            rows = connection.execute(
+                "SELECT request, key_id, user_id, team_id, model, limits, at, expires_at, requests, tokens, cost"
+                " FROM gateway_reservations WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
+                (now, limit),
+            )
+            return [_open(row) for row in rows]
+
+        return await self._database.read(find)
+
+    async def rebuild(self) -> int:
+        """Count everything anew and return the number of counters."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            keys = [key for key, _ in self.counters.items()]
+            self.counters.forget()
+            return sum(1 for key in keys if self.counters.used(connection, key) >= 0)
+
+        return await self._database.write(count)
+
+    async def verify(self) -> Sequence[str]:
+        """Return a line for each counter that differs from ledger plus open reservations; empty is proof."""
+
+        def compare(connection: sqlite3.Connection) -> list[str]:
+            return [
+                f"{key.scope} {key.subject.hex()} {key.model or 'all models'}: {key.unit} in the {key.window}"
+                f" from {key.start_at}: the counter says {used}, the ledger {truth}"
+                for key, used in self.counters.items()
+                if used != (truth := counted(connection, key))
+            ]
+
+        return await self._database.write(compare)
+
+    async def use(self, limits: Sequence[Limit]) -> Sequence[Headroom]:
+        """Return what is left of each limit now."""
+        at = self._clock.wall_ns()
+        return await self._database.write(lambda connection: self._left(connection, limits, at))
+
+
+def _open(row: tuple[bytes, bytes, bytes, bytes, str, bytes, int, int, int, int, int]) -> OpenReservation:
+    request, key, user, team, model, limits, at, expires_at, requests, tokens, cost = row
+    return OpenReservation(
+        reserve=Reserve(
+            request=request,
+            key=key,
+            user=user,
+            team=team,
+            model=model,
+            limits=decode_limits(limits),
+            estimate=Amounts(requests=requests, tokens=tokens, cost=cost),
+            lease_ns=expires_at - at,
+        ),
+        at=at,
+        expires_at=expires_at,
+    )
