@@ -24,7 +24,7 @@ def _file(folder: Path, name: str, content: str | bytes) -> str:
 
 def test_shipped_corpus_is_whole_and_varied() -> None:
     corpus = load_corpus("weir-mix")
-    assert SHIPPED == ("weir-mix",)
+    assert SHIPPED == ("weir-mix", "demo-tasks")
     assert len(corpus) >= 110
     assert len({sample.id for sample in corpus.samples}) == len(corpus)
     assert len({sample.text for sample in corpus.samples}) == len(corpus)
@@ -155,7 +155,7 @@ def test_bad_corpus_names_file_line_and_reason(
 def test_missing_corpus_names_the_nearest() -> None:
     with pytest.raises(CorpusError, match=r"did you mean weir-mix\?"):
         load_corpus("wier-mix")
-    with pytest.raises(CorpusError, match="shipped is weir-mix"):
+    with pytest.raises(CorpusError, match="shipped is weir-mix, demo-tasks"):
         load_corpus("/nowhere/at/all.txt")
 
 

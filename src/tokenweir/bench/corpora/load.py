@@ -22,7 +22,7 @@ def load_corpus(name_or_path: str) -> Corpus:
     conversations, ``.json`` ShareGPT. Raises CorpusError with file, line and reason.
     """
     if name_or_path in SHIPPED:
-        return Corpus(name_or_path, shipped_samples())
+        return Corpus(name_or_path, shipped_samples(name_or_path))
     path = Path(name_or_path)
     if not path.exists():
         raise _missing(name_or_path)

@@ -1,4 +1,4 @@
-"""The corpus that ships with Tokenweir: ``weir-mix``, and its prose to cut prompts from."""
+"""The corpora that ship with Tokenweir, and the prose of ``weir-mix`` to cut prompts from."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Final
 from tokenweir.bench.corpora.lines import CorpusLine, read_json_lines, to_sample
 from tokenweir.core.corpus import Sample
 
-SHIPPED: Final = ("weir-mix",)
+SHIPPED: Final = ("weir-mix", "demo-tasks")
 """The names that ``--corpus`` knows without a file."""
 
 _DATA: Final = "data"
 
 
 @cache
-def shipped_samples() -> tuple[Sample, ...]:
-    """Return the samples of ``weir-mix``."""
-    name = Path("weir-mix.jsonl")
-    lines = read_json_lines(name, _read("weir-mix.jsonl"), CorpusLine)
+def shipped_samples(corpus: str = "weir-mix") -> tuple[Sample, ...]:
+    """Return the samples of the shipped corpus of that name, one of :data:`SHIPPED`."""
+    name = Path(f"{corpus}.jsonl")
+    lines = read_json_lines(name, _read(name.name), CorpusLine)
     return tuple(to_sample(name, number, line) for number, line in lines)
 
 
