@@ -33,8 +33,8 @@ from tokenweir.runtime.engines.sim_tokens import (
     THINK_OPEN,
     TOOLS,
     WORD_TOKENS,
-    decode,
     encode,
+    spell,
 )
 
 _BLOCK: Final = 16
@@ -265,7 +265,7 @@ class SimDecoder:
         config = self._config
         if not (config.replies or config.faults or TOOLS in tokens):
             return None, thought, False
-        prompt = decode(tokens)
+        prompt = spell(tokens)
         fault = next((one for one in config.faults if one.when in prompt and "load" not in one.kind), None)
         reply = next((one.text for one in config.replies if one.when in prompt), None)
         if reply is None and TOOLS in tokens:

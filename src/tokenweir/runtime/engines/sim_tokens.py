@@ -89,6 +89,12 @@ def decode(tokens: Sequence[int]) -> str:
     return "".join(map(detokenizer.add, tokens)) + detokenizer.finish()
 
 
+def spell(tokens: Sequence[int]) -> str:
+    """Return ``tokens`` as text with every mark spelt out, as in a rendered prompt."""
+    known = len(PIECES)
+    return b"".join(PIECES[token] for token in tokens if token < known).decode("utf-8", "replace")
+
+
 class SimDetokenizer:
     """Joins bytes into characters."""
 
