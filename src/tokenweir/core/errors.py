@@ -10,6 +10,9 @@
     │   ├── CorpusError        a corpus file, with line and reason
     │   ├── GuidanceError      a schema, expression or grammar that cannot guide an answer
     │   └── RecordError        a run directory that is missing, foreign or damaged
+    ├── UnauthorizedError      no valid credential was shown
+    ├── ForbiddenError         the credential does not allow this
+    ├── NotFoundError          there is none, or it is another user's
     ├── UnlikeError            a comparison of runs that may not be compared
     ├── EndpointError          the server under test
     │   ├── UnreachableError   no connection
@@ -112,6 +115,33 @@ class RecordError(InputError):
     """A run directory is missing, foreign or damaged."""
 
     code = "bad_record"
+
+
+class UnauthorizedError(WeirError):
+    """No valid credential was shown."""
+
+    code = "unauthorized"
+    http_status = 401
+    log_level = logging.INFO
+    exit_code = 5
+
+
+class ForbiddenError(WeirError):
+    """The credential is valid and does not allow this."""
+
+    code = "forbidden"
+    http_status = 403
+    log_level = logging.INFO
+    exit_code = 5
+
+
+class NotFoundError(WeirError):
+    """There is no such thing, or it belongs to somebody else, which is not told apart."""
+
+    code = "not_found"
+    http_status = 404
+    log_level = logging.INFO
+    exit_code = 2
 
 
 class UnlikeError(WeirError):

@@ -1,0 +1,1 @@
+"""Who may do what: users, teams, API keys, tiers and their limits."""

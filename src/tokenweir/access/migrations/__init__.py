@@ -1,0 +1,1 @@
+"""The branch of the schema that belongs to access."""
