@@ -1,0 +1,105 @@
+"""What was computed for prompts and answers, kept for those that begin alike; on disk too, where there is a place.
+
+Files are written when the model is closed, and read when it is loaded again: a model of the same revision only.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tokenweir.runtime.engines.mlx import framework
+from tokenweir.runtime.engines.mlx.arrays import begin
+from tokenweir.runtime.engines.mlx.framework import Cache, Model
+from tokenweir.runtime.engines.mlx.prefixes import PrefixTrie
+
+LEAST: Final = 64
+"""Shorter sequences are computed faster than they are looked after."""
+
+_TOKENS: Final = "tokens"
+_FILES: Final = 64
+
+
+class Beginning(NamedTuple):
+    """A cache for the first ``tokens`` of a prompt, to be merged into a batch."""
+
+    cache: Cache
+    tokens: int
+
+
+class KeptPrompts:
+    """Caches by token sequence, ``limit_bytes`` at most, the least recently used forgotten first.
+
+    ``directory`` holds those that outlive the model; ``None`` for none. A model whose layers keep only a window, or a
+    state, cannot forget the end of a cache: there, only a sequence that goes on after a kept one is served.
+    """
+
+    def __init__(self, model: Model, limit_bytes: int, directory: Path | None = None) -> None:
+        self._trie: PrefixTrie[Cache] = PrefixTrie(limit_bytes, shortening=framework.always_trimmable(model))
+        self._directory = directory
+        self._layers = len(framework.new_cache(model))
+        if limit_bytes > 0 and directory is not None and directory.is_dir():
+            self._read(directory)
+
+    @property
+    def used_bytes(self) -> int:
+        """What the caches take together."""
+        return self._trie.used_bytes
+
+    def find(self, prompt: tuple[int, ...]) -> Beginning | None:
+        """Return the longest beginning of ``prompt`` that is kept, at least one token short of the whole."""
+        if len(prompt) < LEAST:
+            return None
+        match = self._trie.search(prompt)
+        if match is None or match.length < LEAST // 2:
+            return None
+        cache = framework.fork(match.value)
+        framework.trim(cache, match.tokens - match.length)
+        return Beginning(cache, match.length)
+
+    def wants(self, tokens: tuple[int, ...]) -> bool:
+        """Return whether a cache for ``tokens`` would add anything."""
+        return len(tokens) >= LEAST and not self._trie.covers(tokens)
+
+    def keep(self, tokens: tuple[int, ...], cache: Cache) -> None:
+        """Keep the cache of exactly ``tokens``."""
+        if self.wants(tokens) and self._trie.insert(tokens, cache, framework.cache_bytes(cache)):
+            # Until it is computed, a cache taken from a batch holds the whole batch in memory.
+            begin([layer.state for layer in cache])
+
+    def close(self) -> None:
+        """Write what is worth it to disk, and forget everything."""
+        if self._directory is not None and len(self._trie):
+            self._write(self._directory)
+        self._trie.clear()
+
+    def _write(self, directory: Path) -> None:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            for number, (tokens, cache) in enumerate(self._trie.entries()):
+                if number >= _FILES:
+                    break
+                text = msgspec.json.encode(tokens).decode()
+                framework.save_cache(work / f"{number:03}.safetensors", cache, {_TOKENS: text})
+            shutil.rmtree(directory, ignore_errors=True)
+            work.rename(directory)
+        except (OSError, RuntimeError, ValueError):
+            # A disk that is full, or a kind of cache that has no file: the prompts are computed again.
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _read(self, directory: Path) -> None:
+        # The most recently used was written first, and what is inserted last is the most recently used.
+        for file in sorted(directory.glob("*.safetensors"), reverse=True):
+            try:
+                cache, metadata = framework.load_cache(file)
+                tokens = tuple(msgspec.json.decode(metadata[_TOKENS], type=list[int]))
+            except (OSError, RuntimeError, ValueError, KeyError, msgspec.DecodeError):
+                file.unlink(missing_ok=True)
+                continue
+            if len(cache) == self._layers:
+                self.keep(tokens, cache)
