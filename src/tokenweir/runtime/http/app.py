@@ -74,7 +74,7 @@ class App:
             "http.response.status_code": call.status,
             "request_id": call.id,
             "duration_ms": round(took_ns / _NS_PER_MS, 3),
-            **call.facts,
+            **(call.meter.facts() if call.meter is not None else {}),
         }
         if isinstance(error, WeirError):
             level = max(level, error.log_level)

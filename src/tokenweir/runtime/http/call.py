@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 
 from tokenweir.core.requests import Json
+from tokenweir.runtime.http.metrics import Meter
 from tokenweir.runtime.http.problems import (
     BodyTooLargeError,
     ContentTypeError,
@@ -41,10 +42,10 @@ class Call:
     """A request being answered. ``begun`` says that the answer's head is out, ``streaming`` that it is a stream.
 
     ``id`` names the request to the client, in ``x-request-id`` and in logs. ``model`` is set once it is known, and
-    ``facts`` are what the log says of the request.
+    ``meter`` is what measured the request.
     """
 
-    __slots__ = ("_receive", "_scope", "begun", "facts", "id", "model", "send", "status", "streaming")
+    __slots__ = ("_receive", "_scope", "begun", "id", "meter", "model", "send", "status", "streaming")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope = scope
@@ -55,7 +56,7 @@ class Call:
         self.streaming = False
         self.status = 0
         self.model = ""
-        self.facts: dict[str, object] = {}
+        self.meter: Meter | None = None
 
     @property
     def method(self) -> str:

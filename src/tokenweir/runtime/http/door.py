@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -11,7 +13,7 @@ from tokenweir.core.errors import ModelNotLoadedError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.ports.inference import ModelCard
 from tokenweir.runtime.http.call import Call
-from tokenweir.runtime.http.metrics import Metrics
+from tokenweir.runtime.http.metrics import Meter, Metrics
 from tokenweir.runtime.http.serving import Serving
 from tokenweir.runtime.images import ImageLimits
 
@@ -63,6 +65,16 @@ class Door:
     async def json(self, call: Call) -> dict[str, Json]:
         """Return a request's JSON object, within the limits."""
         return await call.json(self.limits.body_bytes, self.limits.read_timeout_ns)
+
+    @contextmanager
+    def metered(self, call: Call, model: str) -> Generator[Meter]:
+        """Measure a request for a model that exists, and let the log tell of it."""
+        call.model = model
+        with self.metrics.request(call.path, model) as meter:
+            try:
+                yield meter
+            finally:
+                call.meter = meter
 
     def card(self, model: str) -> ModelCard:
         """Return the card of a model; an empty name means the only one.

@@ -43,7 +43,7 @@ async def _generate(door: Door, call: Call, kind: Kind) -> None:
     ask = msgspec.structs.replace(
         ask, requests=tuple(msgspec.structs.replace(one, model=card.name) for one in ask.requests)
     )
-    with door.metrics.request(call.path, call, card.name) as meter:
+    with door.metered(call, card.name) as meter:
         head = Head(
             id=_PREFIXES[kind] + call.id.partition("_")[2],
             created=door.clock.wall_ns() // _NS_PER_S,

@@ -20,7 +20,6 @@ from prometheus_client.registry import Collector
 from tokenweir.core.clock import Clock
 from tokenweir.core.events import Usage
 from tokenweir.runtime.bridge.messages import Stepped
-from tokenweir.runtime.http.call import Call
 
 PREFIX: Final = "weir_runtime_"
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -158,9 +157,8 @@ class Metrics(Collector):
         self._registry.register(self)
 
     @contextmanager
-    def request(self, route: str, call: Call, model: str) -> Generator[Meter]:
+    def request(self, route: str, model: str) -> Generator[Meter]:
         """Measure a request for a model that exists; what it raises decides how it is counted."""
-        call.model = model
         meter = Meter(self, self._clock, model)
         try:
             yield meter
@@ -169,7 +167,6 @@ class Metrics(Collector):
             raise
         finally:
             self.requests[route, model, meter.outcome] += 1
-            call.facts |= meter.facts()
 
     def untold(self, route: str) -> None:
         """Count a request that was refused before it got as far as a model."""

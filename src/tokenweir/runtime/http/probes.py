@@ -36,13 +36,16 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+def alive(door: Door) -> Alive:
+    """Return what the server knows of its engine."""
+    now = door.serving.health()
+    status = "degraded" if unready(now) else "ok"
+    return Alive(status=status, version=door.build.version, commit=door.build.commit, engine=now)
+
+
 async def health(door: Door, call: Call) -> None:
     """Answer ``GET /health``: always 200 while this process lives, whatever becomes of the engine's."""
-    now = door.serving.health()
-    status = "ok" if not unready(now) else "degraded"
-    await call.answer_json(
-        Alive(status=status, version=door.build.version, commit=door.build.commit, engine=now)
-    )
+    await call.answer_json(alive(door))
 
 
 async def ready(door: Door, call: Call) -> None:

@@ -23,7 +23,7 @@ async def embedding(door: Door, call: Call) -> None:
     """Answer ``POST /v1/embeddings``."""
     ask = normalise("embedding", await door.json(call))
     card = door.card(ask.model)
-    with door.metrics.request(call.path, call, card.name) as meter:
+    with door.metered(call, card.name) as meter:
         found = await door.serving.embed(card.name, ask.requests[0].inputs)
         packed = ask.encoding == "base64"
         data: list[Json] = [
