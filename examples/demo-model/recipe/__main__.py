@@ -45,7 +45,9 @@ def tokenizer_texts(seed: int) -> list[str]:
     kinds = list(KINDS)
     drawn = [draw(kinds[n % len(kinds)], dice, held_out=False) for n in range(_TOKENIZER_TASKS)]
     spoken = [*drawn, *learnt() * 4]
-    texts = [render([*task.turns, {"role": "assistant", "content": task.answer}], task.tools) for task in spoken]
+    texts = [
+        render([*task.turns, {"role": "assistant", "content": task.answer}], task.tools) for task in spoken
+    ]
     return texts + prose()
 
 

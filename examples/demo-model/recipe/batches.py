@@ -17,7 +17,14 @@ from recipe.vocabulary import ASSISTANT, END, render
 
 Ints = npt.NDArray[np.int32]
 
-WEIGHTS: Final[Mapping[str, float]] = {"add": 4.0, "subtract": 4.0, "times": 2.0, "sort": 1.5, "compare": 1.5, "copy": 2.0}
+WEIGHTS: Final[Mapping[str, float]] = {
+    "add": 4.0,
+    "subtract": 4.0,
+    "times": 2.0,
+    "sort": 1.5,
+    "compare": 1.5,
+    "copy": 2.0,
+}
 """How often a kind is drawn; 1 where it is not named."""
 _POOL: Final = 768
 _PROSE_SHARE: Final = 0.03

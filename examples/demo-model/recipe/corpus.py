@@ -9,9 +9,7 @@ from typing import Final
 from recipe.tasks import KINDS, Task, sample_held_out
 from recipe.text import REPOSITORY
 
-SHIPPED: Final = (
-    REPOSITORY / "src" / "tokenweir" / "bench" / "corpora" / "data" / "demo-tasks.jsonl"
-)
+SHIPPED: Final = REPOSITORY / "src" / "tokenweir" / "bench" / "corpora" / "data" / "demo-tasks.jsonl"
 SEED: Final = 3
 EACH: Final = 16
 # A corpus line has no place for tools.

@@ -26,7 +26,9 @@ from recipe.words import (
 
 Turn: TypeAlias = dict[str, object]
 
+_HALF: Final = 0.5
 _BARE: Final = 0.7
+_FIRST_TURN: Final = 0.7
 HELD_OUT_SHARE: Final = 3
 """One key in this many is held out."""
 
@@ -140,7 +142,7 @@ def _sort(dice: random.Random) -> Task:
 def _table(dice: random.Random) -> tuple[str, list[tuple[str, int]]]:
     places = dice.sample(PLACES, dice.choice((3, 4, 5)))
     rows = list(zip(places, dice.sample(range(10, 100), len(places)), strict=True))
-    if dice.random() < 0.5:
+    if dice.random() < _HALF:
         text = "\n".join(f"{place}: {level}" for place, level in rows)
     else:
         text = "Levels: " + ", ".join(f"{place}={level}" for place, level in rows) + "."
@@ -161,7 +163,7 @@ def _look_back(dice: random.Random) -> Task:
 
 def _fact(dice: random.Random) -> Task:
     count = dice.choice((2, 3, 4))
-    if dice.random() < 0.5:
+    if dice.random() < _HALF:
         pairs = list(zip(dice.sample(NAMES, count), dice.sample(COLOURS, count), strict=True))
         told = " ".join(f"{name} likes {colour}." for name, colour in pairs)
         name, answer = dice.choice(pairs)
@@ -267,7 +269,7 @@ def tool_call(name: str, arguments: Mapping[str, object]) -> str:
 
 
 def _call(dice: random.Random) -> Task:
-    if dice.random() < 0.5:
+    if dice.random() < _HALF:
         sign = dice.choice("+-*")
         expression = f"{dice.randrange(100, 1000)} {sign} {dice.randrange(10, 1000)}"
         call = "calculator", {"expression": expression}
@@ -278,7 +280,7 @@ def _call(dice: random.Random) -> Task:
         question = dice.choice((f"What is the level at {place}?", f"How high is the water at {place}?"))
     first: Turn = {"role": "user", "content": question}
     key = f"tool {call[1]}"
-    if dice.random() < 0.7:
+    if dice.random() < _FIRST_TURN:
         return Task(kind="tool", key=key, turns=(first,), answer=tool_call(*call), tools=TOOLS)
     result = str(dice.randrange(10, 100_000))
     function = {"name": call[0], "arguments": call[1]}

@@ -136,7 +136,9 @@ def train(
             break
         rate = min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_LAST_RATE, 1 - done)
         muon.learning_rate, adam.learning_rate = _MUON_RATE * rate, _ADAM_RATE * rate
-        loss, gradients = measure(*map(mx.array, (batch.tokens, batch.places, batch.following, batch.weights)))
+        loss, gradients = measure(
+            *map(mx.array, (batch.tokens, batch.places, batch.following, batch.weights))
+        )
         gradients, _ = optim.clip_grad_norm(gradients, _CLIP)
         optimizer.update(model, gradients)
         mx.eval(loss, model.parameters(), optimizer.state)

@@ -1,5 +1,7 @@
 """The words that generated tasks are made of. All of them are made up or everyday words."""
 
+# ruff: noqa: SIM905 - lists of words are easier to read without quotes
+
 from __future__ import annotations
 
 from typing import Final

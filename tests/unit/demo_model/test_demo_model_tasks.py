@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tests.factories.demo_model import FOLDER, recipe
+
 from tokenweir.bench.corpora import load_corpus
 from tokenweir.core.corpus import corpus_hash
 
@@ -47,7 +47,9 @@ def test_order_and_wording_do_not_make_another_task() -> None:
     keys: dict[frozenset[int], set[str]] = {}
     for _ in range(4000):
         task = tasks.KINDS["add"](dice)
-        keys.setdefault(frozenset(map(int, re.findall(r"\d+", task.turns[0]["content"]))), set()).add(task.key)
+        keys.setdefault(frozenset(map(int, re.findall(r"\d+", task.turns[0]["content"]))), set()).add(
+            task.key
+        )
     assert all(len(found) == 1 for found in keys.values())
 
 
@@ -123,8 +125,6 @@ def test_digits_are_single_tokens_and_text_survives() -> None:
     said = 'Größe 2048 → {"level":17} <tool_call>'
     assert tokenizer.decode(tokenizer.encode(said).ids, skip_special_tokens=True) == said
     assert [tokenizer.id_to_token(token) for token in tokenizer.encode("2048").ids] == list("2048")
-
-
 
     for path in sorted(Path(FOLDER, "recipe").glob("*.py")):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
