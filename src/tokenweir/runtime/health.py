@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tokenweir.core.breaker import BreakerState
 from tokenweir.ports.inference import DeviceMemory, ModelCard
-from tokenweir.runtime.supervision.breaker import BreakerState
 from tokenweir.runtime.supervision.lifecycle import LifeState
 
 ModelState = Literal["loaded", "loading", "unloaded", "failed"]
@@ -40,8 +40,27 @@ class SchedulerStatus(msgspec.Struct, frozen=True, kw_only=True):
     limit_bytes: int = 0
 
 
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine's process. ``memory`` is ``None`` before its first heartbeat."""
+
+    name: str
+    engine: str
+    engine_version: str
+    lifecycle: LifeState
+    breaker: BreakerState
+    memory: DeviceMemory | None = None
+    rss_bytes: int = 0
+    streams: int = 0
+    restarts: int = 0
+    epoch: int = 0
+
+
 class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole runtime at one moment. ``memory`` is ``None`` while there is no engine's process to ask."""
+    """The whole runtime at one moment. ``memory`` is ``None`` while there is no engine's process to ask.
+
+    Models that see run in a process of their own, so there may be two ``devices``: the rest sums them up, and
+    ``lifecycle`` and ``breaker`` are those of the first that is not ready.
+    """
 
     lifecycle: LifeState
     breaker: BreakerState
@@ -54,3 +73,4 @@ class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     engine: str = ""
     engine_version: str = ""
+    devices: tuple[DeviceStatus, ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 import msgspec
 
+from tokenweir.core.breaker import Closed
 from tokenweir.core.errors import ModelNotLoadedError, WeirError
 from tokenweir.core.events import Accepted, Completed, Event, Started, Token, Usage
 from tokenweir.core.requests import GenerateRequest, Message
@@ -15,7 +16,6 @@ from tokenweir.ports.inference import ModelCard
 from tokenweir.runtime.bridge.messages import Embedded
 from tokenweir.runtime.health import EngineHealth, ModelStatus, SchedulerStatus
 from tokenweir.runtime.options import RunOptions
-from tokenweir.runtime.supervision.breaker import Closed
 from tokenweir.runtime.supervision.lifecycle import Ready
 
 FAKE_CARD = ModelCard(

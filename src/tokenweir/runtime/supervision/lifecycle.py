@@ -19,8 +19,8 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
+from tokenweir.core.breaker import Breaker, Open
 from tokenweir.core.units import format_duration
-from tokenweir.runtime.supervision.breaker import Breaker, Open
 
 
 class LifePolicy(msgspec.Struct, frozen=True, kw_only=True):

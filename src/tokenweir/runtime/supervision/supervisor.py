@@ -11,6 +11,7 @@ from typing import Final, Protocol, assert_never
 
 import msgspec
 
+from tokenweir.core.breaker import Breaker, BreakerPolicy, BreakerState
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import (
     DeadlineError,
@@ -23,7 +24,6 @@ from tokenweir.core.units import format_duration
 from tokenweir.runtime.bridge import messages
 from tokenweir.runtime.bridge.client import BridgeClient
 from tokenweir.runtime.bridge.messages import Done, Initialize, Initialized, Ping, Pong, Stepped
-from tokenweir.runtime.supervision.breaker import Breaker, BreakerPolicy, BreakerState
 from tokenweir.runtime.supervision.child_process import ChildProcess
 from tokenweir.runtime.supervision.lifecycle import (
     Action,
@@ -65,12 +65,16 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisionPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How processes are looked after. ``wait_ns`` is how long a caller waits for one that is not ready."""
+    """How processes are looked after.
+
+    ``wait_ns`` is how long a caller waits for one that is not ready, ``start_wait_ns`` for the very first.
+    """
 
     life: LifePolicy
     breaker: BreakerPolicy
     heartbeat_ns: int
     wait_ns: int
+    start_wait_ns: int
 
 
 class Life(Protocol):
@@ -201,14 +205,15 @@ class Supervisor:
             case _:
                 return _NS_PER_S
 
-    async def life(self, *, wait_ns: int | None = None) -> Life:
-        """Return the ready process, waiting for it up to ``wait_ns`` (the policy's).
+    async def life(self) -> Life:
+        """Return the ready process, waiting for it as long as the policy lets.
 
         Raises:
             UnavailableError: it was not ready in time, or the circuit breaker is open.
             DrainingError: none is wanted any more.
         """
-        patience = self._policy.wait_ns if wait_ns is None else wait_ns
+        first = self._lifecycle.epoch == 1 and isinstance(self._lifecycle.state, Starting)
+        patience = self._policy.start_wait_ns if first else self._policy.wait_ns
         try:
             async with asyncio.timeout(patience / _NS_PER_S):
                 while True:

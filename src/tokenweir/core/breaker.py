@@ -1,4 +1,4 @@
-"""A circuit breaker: gives up restarting what fails again and again, and tries again after a while. Sans-IO.
+"""A circuit breaker: stops trying what fails again and again, and tries once more after a while. Sans-IO.
 
 ::
 

@@ -1,0 +1,1 @@
+"""The door before model servers: keys, exact quotas, direct, queued, streamed and resumable requests."""

@@ -1,0 +1,158 @@
+"""Which endpoint is asked: of those that serve the model and are well, the one with the least in flight for its weight.
+
+Sans-IO: time is passed in. An endpoint that fails again and again is left alone by its breaker for a while; one whose
+health check fails is asked only when no other is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from tokenweir.core.breaker import Breaker, BreakerPolicy, BreakerState, HalfOpen
+from tokenweir.core.errors import NotFoundError, OverloadedError
+from tokenweir.gateway.endpoints.upstream import UpstreamClient
+
+_POLICY: Final = BreakerPolicy(failures=5, window_ns=10_000_000_000, open_ns=5_000_000_000)
+_FALLBACK: Final = 1_000_000
+
+
+class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is configured of an endpoint.
+
+    ``model`` is what callers name, ``upstream_model`` what the server is asked for. ``order`` ranks fallbacks:
+    one with a higher order is asked when all lower ones are out. ``pool`` restricts it to tiers of that pool;
+    "" serves all. ``authorization`` is the header's value, or "".
+    """
+
+    name: str
+    kind: str
+    model: str
+    upstream_model: str
+    weight: float = 1.0
+    order: int = 0
+    pool: str = ""
+    most_in_flight: int = 4096
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        # The authorization is a secret.
+        return f"EndpointFacts(name={self.name!r}, model={self.model!r})"
+
+
+class Endpoint:
+    """An endpoint at work."""
+
+    __slots__ = ("breaker", "client", "facts", "in_flight", "well")
+
+    def __init__(self, facts: EndpointFacts, client: UpstreamClient, policy: BreakerPolicy = _POLICY) -> None:
+        self.facts = facts
+        self.client = client
+        self.breaker = Breaker(policy)
+        self.in_flight = 0
+        self.well = True
+        """What the last health check said."""
+
+    def load(self) -> float:
+        """Return what is in flight for its weight."""
+        return (self.in_flight + 1) / self.facts.weight
+
+    def may_be_asked(self, now_ns: int) -> bool:
+        """Whether it has room and its breaker lets a request through; one alone while that is half open."""
+        if self.in_flight >= self.facts.most_in_flight or not self.breaker.may_try(now_ns):
+            return False
+        return not (isinstance(self.breaker.state, HalfOpen) and self.in_flight)
+
+
+class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint stands, for metrics and the page."""
+
+    name: str
+    model: str
+    in_flight: int
+    well: bool
+    breaker: BreakerState
+
+
+class Pool:
+    """All endpoints, by the model they serve."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+        self._by_model: dict[str, list[Endpoint]] = {}
+        for endpoint in self.endpoints:
+            self._by_model.setdefault(endpoint.facts.model, []).append(endpoint)
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The models that can be asked for, in the order of the settings."""
+        return tuple(self._by_model)
+
+    def need(self, model: str) -> None:
+        """Raise NotFoundError unless some endpoint serves the model."""
+        if model not in self._by_model:
+            known = ", ".join(self._by_model) or "none is configured"
+            raise NotFoundError(f"the model {model!r} does not exist", mend=f"models here: {known}")
+
+    def choose(self, model: str, now_ns: int, *, pool: str = "", tried: Sequence[Endpoint] = ()) -> Endpoint:
+        """Return the endpoint to ask next, leaving out those ``tried``; its ``in_flight`` counts the request from now.
+
+        Raises:
+            NotFoundError: no endpoint serves the model.
+            OverloadedError: all that serve it are out, or full.
+        """
+        self.need(model)
+        candidates = [
+            endpoint
+            for endpoint in self._by_model[model]
+            if endpoint not in tried
+            and (not endpoint.facts.pool or endpoint.facts.pool == pool)
+            and endpoint.may_be_asked(now_ns)
+        ]
+        if not candidates:
+            raise OverloadedError(
+                f"no endpoint of the model {model!r} can take a request now",
+                mend="try again shortly",
+                retry_after_ns=self._soonest(model, now_ns),
+            )
+        chosen = min(
+            candidates,
+            key=lambda endpoint: (
+                endpoint.facts.order + (0 if endpoint.well else _FALLBACK),
+                endpoint.load(),
+            ),
+        )
+        chosen.in_flight += 1
+        return chosen
+
+    def done(self, endpoint: Endpoint, *, failed: bool, now_ns: int) -> None:
+        """Note how a request went: ``failed`` is the server's own failure, not the caller's."""
+        endpoint.in_flight -= 1
+        if failed:
+            endpoint.breaker.failed(now_ns)
+        else:
+            endpoint.breaker.proved()
+
+    def states(self) -> Sequence[EndpointState]:
+        """Return how each endpoint stands."""
+        return [
+            EndpointState(
+                name=endpoint.facts.name,
+                model=endpoint.facts.model,
+                in_flight=endpoint.in_flight,
+                well=endpoint.well,
+                breaker=endpoint.breaker.state,
+            )
+            for endpoint in self.endpoints
+        ]
+
+    def _soonest(self, model: str, now_ns: int) -> int:
+        """Return in how long the first breaker of the model lets a trial through; a second where none is open."""
+        times = [
+            until - now_ns
+            for endpoint in self._by_model[model]
+            if (until := getattr(endpoint.breaker.state, "until_ns", 0)) > now_ns
+        ]
+        return min(times, default=1_000_000_000)

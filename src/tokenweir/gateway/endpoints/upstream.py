@@ -1,0 +1,250 @@
+"""An HTTP/1.1 client for one model server: kept-alive connections, a bound on them, and answers taken as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tokenweir.core.errors import ConfigError, OverloadedError, ProtocolError, UnreachableError
+from tokenweir.gateway.endpoints.connection import Connection
+
+_PORTS: Final = {"http": 80, "https": 443}
+_SECOND_NS: Final = 1_000_000_000
+_WHOLE_BYTES: Final = 64 << 20
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server is. ``base`` is the path before ``/v1``, without a slash at the end."""
+
+    scheme: str
+    host: str
+    port: int
+    base: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Origin:
+        """Read an endpoint's URL. Raises ConfigError."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigError(f"the endpoint URL {url!r} is malformed: {error}") from error
+        if parts.scheme not in _PORTS or not host or parts.username or parts.query or parts.fragment:
+            raise ConfigError(
+                f"the endpoint URL {url!r} cannot be used",
+                mend="write http:// or https://, host, port, and a path",
+            )
+        return cls(
+            scheme=parts.scheme, host=host, port=port or _PORTS[parts.scheme], base=parts.path.rstrip("/")
+        )
+
+    @property
+    def authority(self) -> str:
+        """What the Host header says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a server may take: to connect, until its head comes, and between two reads of a body."""
+
+    connect_ns: int = 5 * _SECOND_NS
+    head_ns: int = 600 * _SECOND_NS
+    idle_ns: int = 120 * _SECOND_NS
+
+
+class Answer:
+    """An answer whose head has come. Leaving its ``async with`` gives the connection back, or closes it."""
+
+    def __init__(self, client: UpstreamClient, connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+        self._left = False
+        self.status = connection.status
+        self.headers = connection.headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    async def take(self) -> bytes:
+        """Return what has come of the body, waiting for some; empty at its end.
+
+        Raises:
+            UnreachableError: the connection broke, or was silent for too long.
+            ProtocolError: what came is not HTTP.
+        """
+        if self._connection.complete or self._connection.held:
+            return await self._connection.take()
+        try:
+            async with asyncio.timeout(self._client.timeouts.idle_ns / _SECOND_NS):
+                return await self._connection.take()
+        except TimeoutError:
+            raise UnreachableError(
+                f"the server was silent for {self._client.timeouts.idle_ns / _SECOND_NS:g} s amid its answer"
+            ) from None
+
+    async def whole(self, limit: int = _WHOLE_BYTES) -> bytes:
+        """Return the whole body. Raises ProtocolError when it is longer than ``limit`` bytes."""
+        data = await self.take()
+        if self._connection.complete and not self._connection.held:
+            return data
+        parts, size = [data], len(data)
+        while data := await self.take():
+            parts.append(data)
+            size += len(data)
+            if size > limit:
+                raise ProtocolError(f"the server's answer is longer than {limit} bytes")
+        return b"".join(parts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Be done: an answer that was not taken whole is cancelled by closing its connection."""
+        if not self._left:
+            self._left = True
+            self._client.give_back(self._connection)
+
+
+class UpstreamClient:
+    """Connections to one server. At most ``connections`` are open; more requests than that wait, up to ``waiting``."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        connections: int = 1024,
+        waiting: int = 1024,
+        timeouts: Timeouts | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.origin = origin
+        self.timeouts = timeouts or Timeouts()
+        self._tls = tls or (ssl.create_default_context() if origin.scheme == "https" else None)
+        self._most, self._most_waiting = connections, waiting
+        self._idle: list[Connection] = []
+        self._open = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+
+    async def send(self, head: bytes, body: bytes) -> Answer:
+        """Send a request, whose head ends in an empty line, and wait for the answer's head.
+
+        A kept-alive connection that the server closed just as it was used is replaced by a new one, once.
+
+        Raises:
+            UnreachableError: no connection, none in time, or no answer in time.
+            OverloadedError: too many requests wait for a connection.
+            ProtocolError: the answer is not HTTP.
+        """
+        while True:
+            connection = await self._connect()
+            fresh = not connection.used
+            try:
+                connection.begin(head + body)
+                async with asyncio.timeout(self.timeouts.head_ns / _SECOND_NS):
+                    await connection.head()
+            except UnreachableError:
+                self.give_back(connection)
+                if fresh or connection.begun:
+                    raise
+            except TimeoutError:
+                self.give_back(connection)
+                raise UnreachableError(
+                    f"the server did not begin to answer within {self.timeouts.head_ns / _SECOND_NS:g} s"
+                ) from None
+            except BaseException:
+                self.give_back(connection)
+                raise
+            else:
+                return Answer(self, connection)
+
+    async def _connect(self) -> Connection:
+        await self._turn()
+        try:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.open:
+                    return connection
+            return await self._dial()
+        except BaseException:
+            self._release()
+            raise
+
+    async def _turn(self) -> None:
+        """Wait until one of the connections may be used."""
+        if self._open < self._most:
+            self._open += 1
+            return
+        if len(self._waiting) >= self._most_waiting:
+            raise OverloadedError(
+                f"{len(self._waiting)} requests wait for a connection to {self.origin.authority}",
+                mend="try again shortly, or add an endpoint",
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        """Pass a place on to who waits longest, or free it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._open -= 1
+
+    async def _dial(self) -> Connection:
+        origin = self.origin
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeouts.connect_ns / _SECOND_NS):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._gone), origin.host, origin.port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise UnreachableError(
+                f"{origin.authority} did not take a connection within {self.timeouts.connect_ns / _SECOND_NS:g} s"
+            ) from None
+        except OSError as error:
+            raise UnreachableError(
+                f"no connection to {origin.authority}: {error.strerror or error}",
+                mend="see that the endpoint runs and its URL is right",
+            ) from error
+        return connection
+
+    def _gone(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection whose answer was taken whole; close another."""
+        if connection.complete and connection.reusable and connection.open and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        self._release()
+
+    def close(self) -> None:
+        """Close the idle connections, and the others when their answers end."""
+        self._closed = True
+        for connection in tuple(self._idle):
+            connection.close()
+        self._idle.clear()
