@@ -69,11 +69,12 @@ class Exchange:
     reading: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+    parts: list[bytes] = field(default_factory=list[bytes])
 
     def __post_init__(self) -> None:
         self.reading.set()
         size = max(1, -(-len(self.body) // self.pieces))
-        self._parts = [self.body[at : at + size] for at in range(0, len(self.body), size)] or [b""]
+        self.parts = [self.body[at : at + size] for at in range(0, len(self.body), size)] or [b""]
 
     @property
     def text(self) -> str:
@@ -115,9 +116,9 @@ class Exchange:
             await self.moved.wait_for(lambda: len(self.sent) >= count)
 
     async def _receive(self) -> Event:
-        if self._parts:
-            part = self._parts.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+        if self.parts:
+            part = self.parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(self.parts)}
         await self.leaving.wait()
         return {"type": "http.disconnect"}
 

@@ -24,7 +24,7 @@ class App:
     """The runtime's HTTP interface over one engine facade."""
 
     def __init__(self, door: Door) -> None:
-        self._door = door
+        self.door = door
         door.metrics.more = lambda: gauges(door.serving.health(), door.build)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +32,7 @@ class App:
         if scope["type"] != "http":
             await _other(scope, receive, send)
             return
-        door = self._door
+        door = self.door
         call = Call(scope, receive, send, new_id("req"))
         started_ns = door.clock.monotonic_ns()
         route = "unknown"
@@ -56,7 +56,7 @@ class App:
 
     def _check_key(self, call: Call) -> None:
         """Ask for the key, where one is set. The comparison takes the same time whatever is sent."""
-        key = self._door.key
+        key = self.door.key
         if key is None:
             return
         sent = call.header(b"authorization") or b""

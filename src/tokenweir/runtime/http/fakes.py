@@ -58,17 +58,21 @@ class FakeServing:
     """The engine's facade with scripted answers. Tokens are UTF-8 bytes; a vector tells a text's length.
 
     ``asked`` lists the requests, ``cancelled`` counts answers that were closed before their end, ``taken`` the
-    events that were taken. While ``hold`` is not set, answers stop before their first token.
+    events that were taken; ``began`` and ``ended`` are set by the first of each. While ``hold`` is not set, answers
+    stop before their next token. ``statuses`` and ``state`` may be changed.
     """
 
     def __init__(self, script: Script | None = None, *, cards: Sequence[ModelCard] = (FAKE_CARD,)) -> None:
         self._script: Script = script or (
             lambda request, _: spoken("hello there", choices=request.sampling.n)
         )
-        self._models = {card.name: ModelStatus(card=card, state="loaded", answered=True) for card in cards}
+        self.statuses: dict[str, ModelStatus] = {
+            card.name: ModelStatus(card=card, state="loaded", answered=True) for card in cards
+        }
         self.asked: list[tuple[GenerateRequest, RunOptions]] = []
         self.taken = 0
         self.cancelled = 0
+        self.began = asyncio.Event()
         self.ended = asyncio.Event()
         self.hold = asyncio.Event()
         self.hold.set()
@@ -82,12 +86,15 @@ class FakeServing:
     async def generate(self, request: GenerateRequest, options: RunOptions = _PLAIN) -> AsyncGenerator[Event]:
         """Yield what the script says."""
         self.asked.append((request, options))
+        self.began.set()
         events = self._script(request, options)
         if isinstance(events, WeirError):
             raise events
         whole = False
         try:
             for event in events:
+                # Others get their turn between two events, as they do where events come over a socket.
+                await asyncio.sleep(0)
                 if isinstance(event, Token):
                     await self.hold.wait()
                 self.taken += 1
@@ -117,11 +124,11 @@ class FakeServing:
 
     def models(self) -> Sequence[ModelStatus]:
         """Return the models."""
-        return tuple(self._models.values())
+        return tuple(self.statuses.values())
 
     def health(self) -> EngineHealth:
         """Return ``state`` with the models of now."""
-        return msgspec.structs.replace(self.state, models=tuple(self._models.values()))
+        return msgspec.structs.replace(self.state, models=tuple(self.statuses.values()))
 
     async def load(
         self,
@@ -141,15 +148,15 @@ class FakeServing:
             context_tokens=context_tokens or FAKE_CARD.context_tokens,
             draft=draft,
         )
-        self._models[card.name] = ModelStatus(card=card, state="loaded")
+        self.statuses[card.name] = ModelStatus(card=card, state="loaded")
         return card
 
     async def unload(self, name: str) -> None:
         """Forget a model."""
         self._status(name)
-        del self._models[name]
+        del self.statuses[name]
 
     def _status(self, name: str) -> ModelStatus:
-        if name not in self._models:
+        if name not in self.statuses:
             raise ModelNotLoadedError(f"there is no model {name!r}")
-        return self._models[name]
+        return self.statuses[name]
