@@ -17,10 +17,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 # `make lock UPGRADE=--upgrade` moves every pin to its newest release.
 UPGRADE ?=
 
-.PHONY: help demo test check format format-check lint types imports spelling locks docs-check docs bench services lock clean
+.PHONY: help demo test check format format-check lint types imports spelling locks docs-check docs bench services services-stop lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv and ensurepip found; install one (on Debian also python3-venv) or say make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -47,8 +47,11 @@ test: $(VENV)/dev.stamp ## run the whole test suite
 bench: $(VENV)/dev.stamp ## measure Tokenweir itself: the figures of docs/performance.md
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-services: ## start the outside services that tests use
-	@echo "This version needs no outside service: everything runs on SQLite and files."
+services: $(VENV)/dev.stamp ## start PostgreSQL, Redis, RabbitMQ and Kafka on free ports, and print their URLs
+	$(BIN)/python -m deploy.services start $(SERVICES_ARGS)
+
+services-stop: $(VENV)/dev.stamp ## end the services that `make services` started
+	$(BIN)/python -m deploy.services stop $(SERVICES_ARGS)
 
 check: lint format-check types imports spelling locks docs-check ## run every check that CI runs
 
