@@ -1,0 +1,1 @@
+"""Requests that are relayed at once: authenticate, estimate, reserve, relay, settle."""
