@@ -6,16 +6,17 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
 import msgspec
 
-from tokenweir.core.errors import InputError
+from tokenweir.core.errors import GuidanceError, InputError
 from tokenweir.ports.inference import (
     Capability,
     Decoder,
     Embedder,
+    Guidance,
     LoadSpec,
     ModelCard,
     TextFormat,
@@ -30,7 +31,10 @@ from tokenweir.runtime.engines.mlx.framework import LayerCache, Model
 from tokenweir.runtime.engines.mlx.kept_prompts import KeptPrompts
 from tokenweir.runtime.engines.mlx.loading import Loaded, load
 from tokenweir.runtime.engines.mlx.text import MlxText
+from tokenweir.runtime.guidance.masks import GuideCompiler
+from tokenweir.runtime.guidance.vocabulary import file_vocabulary
 from tokenweir.runtime.models.drafts import check_draft
+from tokenweir.runtime.models.tokenizers import FILE
 
 _CACHE_GROUPS: Final = (64, 32)
 
@@ -58,26 +62,35 @@ class MlxModel:
                 directory, revision=card.revision, weight_bits=spec.weight_bits, artifacts=caches.artifacts
             )
             draft = _draft(directory, spec.draft, loaded) if spec.draft is not None else None
-            self._setting = Setting(
-                model=loaded.model,
-                draft=draft.model if draft is not None else None,
-                cache_group=_cache_group(loaded.model),
-            )
-            kv_bytes = _kv_bytes(loaded.model)
-            if kv_bytes is not None and draft is not None:
-                kv_bytes += _kv_bytes(draft.model) or 0
+            measured = _measure(loaded.model)
+            kv_bytes = measured.kv_bytes
+            if draft is not None and kv_bytes is not None:
+                kv_bytes += _measure(draft.model).kv_bytes or 0
             kept = _kept(loaded.model, card, spec, caches)
-        stops = self._text.stop_tokens
+        self._setting = Setting(
+            model=loaded.model,
+            draft=draft.model if draft is not None else None,
+            cache_group=measured.cache_group,
+        )
+        stops = frozenset(token for token in self._text.stop_tokens if token < measured.width)
+        self._compiler = (
+            GuideCompiler(file_vocabulary(directory / FILE, width=measured.width, ends=stops))
+            if stops
+            else None
+        )
         self._card = msgspec.structs.replace(
             card,
             weights_bytes=loaded.weights_bytes + (draft.weights_bytes if draft is not None else 0),
+            vocabulary=measured.width,
             kv_bytes_per_token=kv_bytes if kv_bytes is not None else card.kv_bytes_per_token,
         )
-        bounds = Bounds(context_tokens=card.context_tokens, vocabulary=card.vocabulary, stop_tokens=stops)
-        self._decoder: MlxDecoder | None = MlxDecoder(self._setting, bounds, kept=kept, compiler=None)
+        bounds = Bounds(context_tokens=card.context_tokens, vocabulary=measured.width, stop_tokens=stops)
+        self._decoder: MlxDecoder | None = MlxDecoder(
+            self._setting, bounds, kept=kept, compiler=self._compiler
+        )
         body = body_of(loaded.model)
         self._embedder = (
-            MeanEmbedder(body, context_tokens=card.context_tokens, vocabulary=card.vocabulary)
+            MeanEmbedder(body, context_tokens=card.context_tokens, vocabulary=measured.width)
             if body is not None
             else None
         )
@@ -108,6 +121,19 @@ class MlxModel:
         """Its embedder, or ``None`` where hidden states are not to be had."""
         return self._embedder
 
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Compile ``guidance`` for this model's vocabulary, and keep it. Safe beside the device thread.
+
+        Raises:
+            GuidanceError: it cannot be obeyed; the message names what in it cannot.
+        """
+        if self._compiler is None:
+            raise GuidanceError(
+                f"the model {self._card.name!r} states no token that ends an answer, so it cannot be guided",
+                mend="state eos_token_id in its generation_config.json",
+            )
+        self._compiler.check(guidance)
+
     def close(self) -> None:
         """Give the device's memory back."""
         if self._decoder is not None:
@@ -123,6 +149,8 @@ class MlxModel:
         found: list[Capability] = ["completion", "logprobs", "seed"]
         if self._text.has_template:
             found.insert(0, "chat")
+        if self._compiler is not None:
+            found.append("guidance")
         if self._embedder is not None:
             found.append("embedding")
         if self._text.tool_calls is not None and self._text.has_template:
@@ -174,16 +202,31 @@ def _kept(model: Model, card: ModelCard, spec: LoadSpec, caches: Caches) -> Kept
     return KeptPrompts(model, caches.prefix_bytes, directory)
 
 
-def _kv_bytes(model: Model) -> int | None:
-    """Return the cache's bytes per token, measured; ``None`` where layers keep no plain keys and values.
+class _Measured(NamedTuple):
+    """What one token tells: the width of the logits, the cache's bytes, and how many of its numbers share a scale.
 
-    This is also the model's first work: what cannot be computed is found out before a request is taken.
+    The last two are ``None`` where layers keep no plain keys and values, the last also where it does not divide.
     """
-    if not framework.always_trimmable(model):
-        return None
+
+    width: int
+    kv_bytes: int | None
+    cache_group: int | None
+
+
+def _measure(model: Model) -> _Measured:
+    """Compute one token: also the model's first work, so what cannot be computed is known before a request is taken."""
     cache = framework.new_cache(model)
-    evaluate(model(mx.array([[0]]), cache=cache))
-    return sum(_layer_bytes(layer) for layer in cache)
+    logits = model(mx.array([[0]]), cache=cache)
+    evaluate(logits)
+    width = logits.shape[-1]
+    if not framework.always_trimmable(model):
+        return _Measured(width, None, None)
+    kv_bytes = sum(_layer_bytes(layer) for layer in cache)
+    if any(hasattr(layer, "caches") for layer in cache):
+        return _Measured(width, kv_bytes, None)
+    rows = {array.shape[3] for layer in cache for array in layer.state[:2]}
+    group = next((group for group in _CACHE_GROUPS if all(row % group == 0 for row in rows)), None)
+    return _Measured(width, kv_bytes, group)
 
 
 def _layer_bytes(layer: LayerCache) -> int:
@@ -192,15 +235,3 @@ def _layer_bytes(layer: LayerCache) -> int:
         return sum(_layer_bytes(one) for one in inner)
     keys, values, *_ = layer.state
     return sum(array.shape[1] * array.shape[3] * array.itemsize for array in (keys, values))
-
-
-def _cache_group(model: Model) -> int | None:
-    """Return how many numbers share a scale in a quantised cache; ``None`` where it cannot be quantised."""
-    if not framework.always_trimmable(model):
-        return None
-    cache = framework.new_cache(model)
-    evaluate(model(mx.array([[0]]), cache=cache))
-    if any(hasattr(layer, "caches") for layer in cache):
-        return None
-    widths = {array.shape[3] for layer in cache for array in layer.state[:2]}
-    return next((group for group in _CACHE_GROUPS if all(width % group == 0 for width in widths)), None)
