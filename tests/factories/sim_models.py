@@ -58,11 +58,8 @@ def card(path: Path, *, context_tokens: int = 4096, weights_bytes: int = 0) -> M
     )
 
 
-def loaded(
-    at: Path, *, prefix_cache_bytes: int = 1 << 20, draft: str | None = None, **keys: Json
-) -> SimModel:
-    """Write a model and load it."""
-    path = directory(at, **keys)
+def load(path: Path, *, prefix_cache_bytes: int = 1 << 20, draft: str | None = None) -> SimModel:
+    """Load a directory with an engine of its own."""
     engine = SimEngine(EngineOptions(prefix_cache_bytes=prefix_cache_bytes))
     return engine.load(LoadSpec(name="m", path=str(path), draft=draft), card(path))
 

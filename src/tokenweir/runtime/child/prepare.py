@@ -18,6 +18,7 @@ from tokenweir.runtime.child.answer import AnswerRules
 from tokenweir.runtime.child.requests import Request
 from tokenweir.runtime.child.sampling import answer_tokens, decodings, lane, require
 from tokenweir.runtime.child.tool_choice import Toolbox, toolbox
+from tokenweir.runtime.guidance.check import check
 from tokenweir.runtime.images import ImageLimits, data_url
 from tokenweir.runtime.normalise.guidance import response_format
 
@@ -91,7 +92,12 @@ def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request
         raise SpecError("the prompt is empty", mend="send at least one token")
     most = answer_tokens(card, request.sampling, len(tokens), limits.default_max_tokens)
     choices = decodings(card, request.sampling, ask.options, most, guidance)
-    _check_guidance(model, guidance)
+    if guidance is not None:
+        if rules.forced:
+            # The server checks what it is sent as guidance; this one was made here, of a tool's parameters.
+            check(guidance)
+        if isinstance(model, GuidanceChecker):
+            model.check_guidance(guidance)
     return Request(
         stream=ask.stream,
         model=ask.model,
@@ -113,11 +119,6 @@ def _guidance(ask: Prepare) -> Guidance | None:
     if stated is not None and told is not None and told != stated:
         raise SpecError("response_format and the option guidance differ", mend="send one of them")
     return stated or told
-
-
-def _check_guidance(model: LoadedModel, guidance: Guidance | None) -> None:
-    if guidance is not None and isinstance(model, GuidanceChecker):
-        model.check_guidance(guidance)
 
 
 def _chat(

@@ -66,8 +66,9 @@ def decodings(
     _check(card, sampling, options)
     if guidance is not None:
         require(card, "guidance", "guidance (a schema, expression, grammar or choice)")
-        if sampling.ignore_eos:
-            raise SpecError("ignore_eos and guidance contradict each other", mend="leave one out")
+        if sampling.ignore_eos or sampling.min_tokens:
+            other = "ignore_eos" if sampling.ignore_eos else "min_tokens"
+            raise SpecError(f"{other} and guidance contradict each other", mend="leave one out")
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
     # A greedy answer is the same with any seed, so it need not leave the batch.
     seed = None if temperature == 0 else sampling.seed

@@ -5,15 +5,17 @@ It takes a directory whose ``config.json`` has the architecture ``sim``; see :mo
 
 from __future__ import annotations
 
+import importlib
 import math
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol, cast
 
 import msgspec
 
-from tokenweir.core.errors import ConfigError, GuidanceError, NoMemoryError
+from tokenweir.core.errors import ConfigError, MissingExtraError, NoMemoryError
 from tokenweir.core.units import parse_duration
 from tokenweir.ports.inference import DeviceMemory, Guidance, LoadSpec, ModelCard
 from tokenweir.runtime.engines.registry import EngineOptions
@@ -34,6 +36,12 @@ def create(options: EngineOptions) -> SimEngine:
             mend="a simulated model is described by its config.json",
         )
     return SimEngine(options)
+
+
+class _Compiler(Protocol):
+    def check(self, guidance: Guidance) -> None: ...
+
+    def compile(self, guidance: Guidance) -> Guide: ...
 
 
 class SimEmbedder:
@@ -68,6 +76,8 @@ class SimModel:
         self._card = card
         self._format = SimFormat()
         self._gone = gone
+        self._lock = threading.Lock()
+        self._compiler: _Compiler | None = None
         writes = "chat" in card.capabilities or "completion" in card.capabilities
         self._decoder = (
             SimDecoder(config, prefix_cache_bytes=options.prefix_cache_bytes, guide_for=self._guide_for)
@@ -113,18 +123,30 @@ class SimModel:
         """What its kept prompts take."""
         return self._decoder.prefix_bytes if self._decoder else 0
 
-    def _guide_for(self, guidance: Guidance) -> Guide:
-        raise GuidanceError(f"the guidance {guidance.kind!r} is not supported")
-
     def check_guidance(self, guidance: Guidance) -> None:
         """Compile ``guidance``. Raises GuidanceError."""
-        self._guide_for(guidance)
+        self._guides().check(guidance)
 
     def close(self) -> None:
         """Give the memory back."""
         self._decoder = None
         self._embedder = None
         self._gone(self._card.name)
+
+    def _guide_for(self, guidance: Guidance) -> Guide:
+        return self._guides().compile(guidance)
+
+    def _guides(self) -> _Compiler:
+        with self._lock:
+            if self._compiler is None:
+                try:
+                    module = importlib.import_module("tokenweir.runtime.engines.sim_guides")
+                except ModuleNotFoundError as error:
+                    raise MissingExtraError(
+                        f"guidance needs the package {error.name!r}", mend="pip install 'tokenweir[runtime]'"
+                    ) from None
+                self._compiler = cast("_Compiler", module.compiler(self._card.vocabulary))
+            return self._compiler
 
 
 class SimEngine:

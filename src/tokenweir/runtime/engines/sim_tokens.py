@@ -34,6 +34,8 @@ TOOLS: Final = _MARKERS.index("<|tools|>")
 THINK_CLOSE: Final = _MARKERS.index("</think>")
 THINK_OPEN: Final = _MARKERS.index("<think>")
 IMAGE: Final = _MARKERS.index("<|image|>")
+MARKS: Final = range(len(_MARKERS))
+"""The tokens that are no text: they write nothing in a guided answer."""
 _FIRST_BYTE: Final = len(_MARKERS)
 _FIRST_WORD: Final = _FIRST_BYTE + 256
 _WORDS: Final = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.factories.sim_models import loaded
+from tests.factories.sim_models import directory, load
 
 from tokenweir.core.errors import GuidanceError, InputError, SpecError
 from tokenweir.core.requests import GenerateRequest, Json, Message, Sampling, Tool
@@ -51,7 +51,7 @@ def image(data: bytes) -> dict[str, Json]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> SimModel:
-    return loaded(tmp_path / "m", draft="d")
+    return load(directory(tmp_path / "m"), draft="d")
 
 
 def chat(
@@ -133,7 +133,7 @@ def test_what_a_model_cannot_do_is_refused_by_name(
         )
         if one != capability
     ]
-    model = loaded(tmp_path / "m", capabilities=able)
+    model = load(directory(tmp_path / "m", capabilities=able))
     with pytest.raises(SpecError, match="the model 'm' does not support"):
         chat(model, options=options, **keys)
 
@@ -182,7 +182,7 @@ def test_what_contradicts_itself_is_refused_with_the_value(
     tmp_path: Path, keys: dict[str, Any], options: RunOptions, match: str
 ) -> None:
     with pytest.raises(InputError, match=match):
-        chat(loaded(tmp_path / "m"), options=options, **keys)
+        chat(load(directory(tmp_path / "m")), options=options, **keys)
 
 
 def test_text_parts_are_joined_and_images_taken_out(model: SimModel) -> None:
