@@ -20,10 +20,11 @@
     │   ├── OverloadedError    429, 503: it may, later
     │   ├── UpstreamError      any other error status or error body
     │   └── ProtocolError      the answer is not what the protocol promises
-    ├── ServingError           a model server of ours cannot serve this request
+    ├── ServingError           a server of ours cannot serve this request
     │   ├── EngineError            the inference engine failed
     │   ├── EngineRestartedError   the engine's process was lost under the request
-    │   ├── UnavailableError       not now: starting, broken or overloaded
+    │   ├── UnavailableError       not now: a part it needs is starting, broken or overloaded
+    │   ├── QuotaExceededError     a limit on use is reached
     │   ├── DrainingError          not any more: the server ends
     │   ├── TooManyStreamsError    as many requests as may be are in work
     │   ├── ModelNotLoadedError    no model of this name is loaded
@@ -235,11 +236,21 @@ class EngineRestartedError(ServingError):
 
 
 class UnavailableError(ServingError):
-    """Not now: the engine is starting, its circuit breaker is open, or it has too much to do."""
+    """Not now: an engine or a store is starting, broken or overloaded; nothing was changed."""
 
     code = "unavailable"
     http_status = 503
     retryable = True
+
+
+class QuotaExceededError(ServingError):
+    """A limit on use is reached; ``retry_after_ns`` is when its window ends."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    retryable = True
+    log_level = logging.INFO
+    exit_code = 5
 
 
 class DrainingError(ServingError):

@@ -1,0 +1,83 @@
+"""Micro-batches: what gathers while a call is on its way goes with the next one. No timer, no waiting for company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from tokenweir.core.errors import OverloadedError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batcher(Generic[T, R]):
+    """Calls a port with many items at once. :meth:`run` works until cancelled, beside those that :meth:`submit`."""
+
+    def __init__(
+        self,
+        call: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        name: str,
+        most: int = 256,
+        waiting: int = 16_384,
+    ) -> None:
+        self._call = call
+        self._name = name
+        self._most, self._most_waiting = most, waiting
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many items wait."""
+        return len(self._waiting)
+
+    async def submit(self, item: T) -> R:
+        """Return the call's answer for ``item``.
+
+        Raises:
+            OverloadedError: too many wait.
+            Exception: what the call raised, to each whose item was in it.
+        """
+        if len(self._waiting) >= self._most_waiting:
+            raise OverloadedError(
+                f"{len(self._waiting)} requests wait for the {self._name}", mend="try again shortly"
+            )
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._filled.set()
+        return await future
+
+    async def run(self) -> None:
+        """Call with what waits, again and again; cancelled, it fails what still waits."""
+        try:
+            while True:
+                await self._filled.wait()
+                while self._waiting:
+                    await self._flush()
+                self._filled.clear()
+        finally:
+            while self._waiting:
+                _, future = self._waiting.popleft()
+                future.cancel()
+
+    async def _flush(self) -> None:
+        count = min(self._most, len(self._waiting))
+        batch = [self._waiting.popleft() for _ in range(count)]
+        # An item whose caller has gone is still carried out: it may have been cancelled in the middle of an acceptance.
+        try:
+            answers = await self._call([item for item, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - it is told to each who asked
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
