@@ -39,6 +39,9 @@ COMMANDS = {
     "bench": Entry(
         "tokenweir.cli.bench:command", "Measure a served model with a client that states its own error."
     ),
+    "runtime": Entry(
+        "tokenweir.cli.runtime:command", "Serve a model of this machine: OpenAI's interface, and gRPC."
+    ),
     "sim": Entry("tokenweir.cli.sim:command", "Run a simulated serving engine, for dry runs and tests."),
     "runs": Entry("tokenweir.cli.runs:command", "List, show and export recorded runs."),
     "compare": Entry("tokenweir.cli.compare:command", "Compare runs of the same workload, with intervals."),
@@ -51,11 +54,17 @@ COMMANDS = {
 
 _EXTRAS = {
     "alembic": "studio",
+    "grpc": "runtime",
+    "httptools": "runtime",
+    "llguidance": "runtime",
     "mlx": "demo",
     "mlx_lm": "demo",
     "pyarrow": "bench",
+    "prometheus_client": "runtime",
     "sqlalchemy": "studio",
     "tokenizers": "bench",
+    "uvicorn": "runtime",
+    "uvloop": "runtime",
 }
 
 

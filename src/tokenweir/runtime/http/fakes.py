@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -135,7 +136,7 @@ class FakeServing:
         path: str,
         *,
         name: str | None = None,
-        weight_bits: int | None = None,
+        weight_bits: Literal[4, 8] | None = None,
         context_tokens: int | None = None,
         draft: str | None = None,
     ) -> ModelCard:

@@ -8,7 +8,7 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from tokenweir.runtime.health import EngineHealth
+from tokenweir.runtime.health import EngineHealth, ModelStatus
 from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.door import Build, Door
 from tokenweir.runtime.http.metrics import CONTENT_TYPE, PREFIX
@@ -71,12 +71,17 @@ def unready(now: EngineHealth) -> str:
     if now.scheduler.state == "draining":
         return "the server is draining"
     loaded = [status for status in now.models if status.state == "loaded"]
-    if any(status.answered for status in loaded):
+    if any(status.answered or not _speaks(status) for status in loaded):
         return ""
     if loaded:
         return f"{loaded[0].card.name!r} is loaded and has made no token yet"
     known = ", ".join(f"{status.card.name!r} is {status.state}" for status in now.models)
     return f"no model is loaded ({known})" if known else "no model is loaded"
+
+
+def _speaks(status: ModelStatus) -> bool:
+    """Return whether a model makes tokens at all; one that only embeds is ready when it is loaded."""
+    return not {"chat", "completion"}.isdisjoint(status.card.capabilities)
 
 
 def gauges(now: EngineHealth, build: Build) -> Iterable[Metric]:
@@ -86,9 +91,14 @@ def gauges(now: EngineHealth, build: Build) -> Iterable[Metric]:
     )
     info.add_metric((build.version, build.commit or "", now.engine, now.engine_version), 1)
     yield info
-    yield _states("lifecycle_state", "1 for the state of the engine's process.", _LIFE, _name(now.lifecycle))
-    yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER, _name(now.breaker))
-    yield _states("scheduler_state", "1 for the state of the scheduler.", _SCHEDULER, now.scheduler.state)
+    life = _states("lifecycle_state", "1 for the state of an engine's process.", "device")
+    breaker = _states("breaker_state", "1 for the state of its circuit breaker.", "device")
+    for device in now.devices:
+        _add_states(life, _LIFE, _name(device.lifecycle), device.name)
+        _add_states(breaker, _BREAKER, _name(device.breaker), device.name)
+    scheduler = _states("scheduler_state", "1 for the state of the scheduler.")
+    _add_states(scheduler, _SCHEDULER, now.scheduler.state)
+    yield from (life, breaker, scheduler)
     restarts = CounterMetricFamily(PREFIX + "restarts", "Restarts of the engine's process.")
     restarts.add_metric((), now.restarts)
     yield restarts
@@ -121,11 +131,13 @@ def gauges(now: EngineHealth, build: Build) -> Iterable[Metric]:
     yield models
 
 
-def _states(name: str, what: str, known: tuple[str, ...], state: str) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(PREFIX + name, what, labels=("state",))
+def _states(name: str, what: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, what, labels=(*labels, "state"))
+
+
+def _add_states(family: GaugeMetricFamily, known: tuple[str, ...], state: str, *labels: str) -> None:
     for one in known:
-        family.add_metric((one,), one == state)
-    return family
+        family.add_metric((*labels, one), one == state)
 
 
 def _name(state: msgspec.Struct) -> str:

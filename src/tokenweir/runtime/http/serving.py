@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tokenweir.core.events import Event
 from tokenweir.core.requests import GenerateRequest, Message
@@ -60,7 +60,7 @@ class Residing(Protocol):
         path: str,
         *,
         name: str | None = None,
-        weight_bits: int | None = None,
+        weight_bits: Literal[4, 8] | None = None,
         context_tokens: int | None = None,
         draft: str | None = None,
     ) -> ModelCard:

@@ -13,7 +13,7 @@ from tokenweir.core.breaker import Open
 from tokenweir.core.events import Event, Token
 from tokenweir.core.requests import GenerateRequest, Json
 from tokenweir.runtime.bridge.messages import Stepped
-from tokenweir.runtime.health import ModelStatus, SchedulerStatus
+from tokenweir.runtime.health import DeviceStatus, ModelStatus, SchedulerStatus
 from tokenweir.runtime.http.app import App
 from tokenweir.runtime.http.door import Limits
 from tokenweir.runtime.http.fakes import FAKE_CARD, FakeServing, spoken
@@ -21,7 +21,7 @@ from tokenweir.runtime.http.metrics import PREFIX
 from tokenweir.runtime.http.routes import ROUTES
 from tokenweir.runtime.images import ImageLimits
 from tokenweir.runtime.options import RunOptions
-from tokenweir.runtime.supervision.lifecycle import BackingOff
+from tokenweir.runtime.supervision.lifecycle import BackingOff, Ready
 
 CHAT = "/v1/chat/completions"
 BODY: Json = {"model": "fake", "messages": MESSAGES}
@@ -317,7 +317,15 @@ def test_metrics_count_what_happened() -> None:
     serving.state = msgspec.structs.replace(
         serving.state,
         restarts=2,
-        breaker=Open(until_ns=1),
+        devices=(
+            DeviceStatus(
+                name="text",
+                engine="fake",
+                engine_version="1",
+                lifecycle=Ready(epoch=3, pid=5, since_ns=0),
+                breaker=Open(until_ns=1),
+            ),
+        ),
         rss_bytes=123,
         scheduler=SchedulerStatus(state="degraded", step=2, waiting=5, oldest_wait_ns=1_500_000_000),
     )
@@ -338,10 +346,10 @@ def test_metrics_count_what_happened() -> None:
     assert found[PREFIX + "prefix_hit_tokens_total", "fake"] == 50
     assert found[PREFIX + "prefix_bytes", "fake"] == 1000
     assert found[PREFIX + "restarts_total",] == 2
-    assert found[PREFIX + "breaker_state", "open"] == 1
-    assert found[PREFIX + "breaker_state", "closed"] == 0
+    assert found[PREFIX + "breaker_state", "text", "open"] == 1
+    assert found[PREFIX + "breaker_state", "text", "closed"] == 0
     assert found[PREFIX + "scheduler_state", "degraded"] == 1
-    assert found[PREFIX + "lifecycle_state", "ready"] == 1
+    assert found[PREFIX + "lifecycle_state", "text", "ready"] == 1
     assert found[PREFIX + "queue_requests",] == 5
     assert found[PREFIX + "queue_age_seconds",] == 1.5
     assert found[PREFIX + "memory_bytes", "process"] == 123
