@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from tokenweir.core.errors import (
@@ -43,9 +45,8 @@ def ticket(number: int, kv: int = 100, **rest: object) -> Ticket:
     return Ticket(id=number, model=str(rest.pop("model", "m")), kv_bytes=kv, **rest)  # pyright: ignore[reportArgumentType]
 
 
-def ids(tickets: object) -> list[int]:
-    assert isinstance(tickets, list | tuple)
-    return [one.id for one in tickets if isinstance(one, Ticket)]
+def ids(tickets: Iterable[Ticket]) -> list[int]:
+    return [one.id for one in tickets]
 
 
 def error(outcome: Outcome) -> WeirError:
