@@ -59,7 +59,7 @@ def size(request: Request) -> Prepared:
     return Prepared(
         stream=request.stream,
         prompt_tokens=len(request.tokens),
-        max_tokens=sum(decoding.max_tokens for decoding in request.choices),
+        max_tokens=request.choices[0].max_tokens,
         sequences=len(request.choices),
         exclusive=request.lane == "exclusive",
     )

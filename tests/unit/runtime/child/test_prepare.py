@@ -79,7 +79,7 @@ def test_an_answer_without_a_length_may_fill_the_context(model: SimModel) -> Non
     capped = chat(model, limits=RequestLimits(default_max_tokens=100))
     assert size(capped).max_tokens == 100
     stated = chat(model, limits=RequestLimits(default_max_tokens=100), sampling=Sampling(max_tokens=200, n=3))
-    assert (size(stated).max_tokens, size(stated).sequences) == (600, 3)
+    assert (size(stated).max_tokens, size(stated).sequences) == (200, 3)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(model: SimModel) -> None:
