@@ -121,7 +121,7 @@ class RecordError(InputError):
 class UnauthorizedError(WeirError):
     """No valid credential was shown."""
 
-    code = "unauthorized"
+    code = "invalid_api_key"
     http_status = 401
     log_level = logging.INFO
     exit_code = 5

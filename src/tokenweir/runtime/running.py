@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 import msgspec
 import uvloop
 
+from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import CancelledError
 from tokenweir.runtime.engine import Engine
@@ -19,7 +20,6 @@ from tokenweir.runtime.health import EngineHealth
 from tokenweir.runtime.http.app import App
 from tokenweir.runtime.http.door import Build, Door, Limits
 from tokenweir.runtime.http.metrics import Metrics
-from tokenweir.runtime.http.server import Bounds, HttpServer
 from tokenweir.runtime.images import ImageLimits
 from tokenweir.runtime.settings import Settings
 from tokenweir.runtime.warmup import keep_warm, warm_loaded

@@ -49,6 +49,6 @@ class UsualOutput:
         return max(1, most)
 
 
-def prompt_tokens(raw: bytes | memoryview) -> int:
-    """Return a rough count of the tokens of a prompt's JSON, for models whose tokenizer is not known."""
-    return max(1, -(-len(raw) // _BYTES_PER_TOKEN))
+def prompt_tokens(size_bytes: int) -> int:
+    """Return a rough count of the tokens of a prompt of so many bytes, for models whose tokenizer is not known."""
+    return max(1, -(-size_bytes // _BYTES_PER_TOKEN))

@@ -6,12 +6,12 @@ import hmac
 import logging
 from typing import Final
 
-from tokenweir.core.errors import WeirError
+from tokenweir.asgi.call import Call, DisconnectedError, Event, Receive, Scope, Send
+from tokenweir.asgi.problems import problem
+from tokenweir.core.errors import UnauthorizedError, WeirError
 from tokenweir.core.ids import new_id
-from tokenweir.runtime.http.call import Call, DisconnectedError, Event, Receive, Scope, Send
 from tokenweir.runtime.http.door import Door
 from tokenweir.runtime.http.probes import gauges
-from tokenweir.runtime.http.problems import KeyRequiredError, problem
 from tokenweir.runtime.http.routes import find
 from tokenweir.telemetry.logs import get_logger
 
@@ -63,7 +63,7 @@ class App:
         token = sent[len(_BEARER) :] if sent[: len(_BEARER)].lower() == _BEARER else b""
         if not hmac.compare_digest(token, key.encode()):
             what = "the key is wrong" if token else "a key is needed"
-            raise KeyRequiredError(what, mend="send it as 'authorization: Bearer KEY'")
+            raise UnauthorizedError(what, mend="send it as 'authorization: Bearer KEY'")
 
     def _log(self, call: Call, route: str, took_ns: int, error: BaseException | None) -> None:
         """Write one event for the request; probes only at debug level."""

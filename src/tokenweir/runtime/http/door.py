@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
+from tokenweir.asgi.call import Call
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import ModelNotLoadedError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.ports.inference import ModelCard
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.metrics import Meter, Metrics
 from tokenweir.runtime.http.serving import Serving
 from tokenweir.runtime.images import ImageLimits

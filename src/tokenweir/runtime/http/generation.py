@@ -10,15 +10,15 @@ from typing import Final, cast
 
 import msgspec
 
+from tokenweir.asgi.call import Call
+from tokenweir.asgi.problems import failure
 from tokenweir.core.errors import ParameterError, UnavailableError, WeirError
 from tokenweir.core.events import Accepted, Cancelled, Completed, Degraded, Event, Failed, Token, Usage
 from tokenweir.core.requests import GenerateRequest, Kind
 from tokenweir.ports.inference import ModelCard
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.chunks import DONE, ChatChunks, Chunks, Head, TextChunks
 from tokenweir.runtime.http.door import Door
 from tokenweir.runtime.http.metrics import Meter
-from tokenweir.runtime.http.problems import failure
 from tokenweir.runtime.http.wholes import Whole
 from tokenweir.runtime.normalise.requests import Ask, normalise
 

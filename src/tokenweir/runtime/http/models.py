@@ -5,12 +5,11 @@ from __future__ import annotations
 import ipaddress
 from typing import Final
 
-from tokenweir.core.errors import ModelNotLoadedError
+from tokenweir.asgi.call import Call
+from tokenweir.core.errors import ForbiddenError, ModelNotLoadedError
 from tokenweir.core.requests import Json
 from tokenweir.runtime.health import ModelStatus
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.door import Door
-from tokenweir.runtime.http.problems import ForbiddenError
 from tokenweir.runtime.normalise.loading import loading
 from tokenweir.runtime.normalise.values import Values
 from tokenweir.runtime.normalise.vocabulary import UNLOADING

@@ -8,8 +8,8 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from tokenweir.asgi.call import Call
 from tokenweir.runtime.health import EngineHealth, ModelStatus
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.door import Build, Door
 from tokenweir.runtime.http.metrics import CONTENT_TYPE, PREFIX
 from tokenweir.runtime.supervision.lifecycle import Ready

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
+from tokenweir.asgi.call import Call
+from tokenweir.asgi.problems import MethodError, UnknownPathError
 from tokenweir.runtime.http import generation, models, probes, vectors
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.door import Door
-from tokenweir.runtime.http.problems import MethodError, UnknownPathError
 
 Handler: TypeAlias = Callable[[Door, Call], Awaitable[None]]
 

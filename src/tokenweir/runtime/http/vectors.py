@@ -6,10 +6,10 @@ import base64
 import struct
 from typing import Final
 
+from tokenweir.asgi.call import Call
 from tokenweir.core.errors import ParameterError
 from tokenweir.core.events import Usage
 from tokenweir.core.requests import Json
-from tokenweir.runtime.http.call import Call
 from tokenweir.runtime.http.door import Door
 from tokenweir.runtime.normalise.messages import messages
 from tokenweir.runtime.normalise.requests import normalise

@@ -11,11 +11,11 @@ import grpc
 import grpc.aio
 import msgspec
 
-from tokenweir.core.errors import ConfigError, WeirError
+from tokenweir.asgi.problems import failure
+from tokenweir.core.errors import ConfigError, UnauthorizedError, WeirError
 from tokenweir.core.events import Cancelled, Failed
 from tokenweir.runtime.http.door import Door
 from tokenweir.runtime.http.probes import alive, unready
-from tokenweir.runtime.http.problems import KeyRequiredError, failure
 from tokenweir.runtime.rpc_door.conversation import Conversation, measure
 from tokenweir.runtime.rpc_door.options import from_options
 from tokenweir.runtime.rpc_door.statuses import detail, status
@@ -154,7 +154,7 @@ class InferenceService:
         )
         token = sent[len(_BEARER) :] if sent[: len(_BEARER)].lower() == _BEARER else ""
         if not hmac.compare_digest(token.encode(), key.encode()):
-            raise KeyRequiredError(
+            raise UnauthorizedError(
                 "a key is needed", mend="send it as the metadata 'authorization: Bearer KEY'"
             )
 

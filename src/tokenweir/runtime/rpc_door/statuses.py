@@ -6,8 +6,8 @@ from typing import Final
 
 import grpc
 
+from tokenweir.asgi.problems import FailedError, problem
 from tokenweir.core.errors import WeirError
-from tokenweir.runtime.http.problems import FailedError, problem
 from tokenweir.wire.v1 import inference_pb2 as pb
 
 _CODES: Final = {

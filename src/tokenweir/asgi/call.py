@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import msgspec
 
-from tokenweir.core.requests import Json
-from tokenweir.runtime.http.metrics import Meter
-from tokenweir.runtime.http.problems import (
+from tokenweir.asgi.problems import (
     BodyTooLargeError,
     ContentTypeError,
     NotJsonError,
     Problem,
     SlowRequestError,
 )
+from tokenweir.core.requests import Json
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -32,6 +31,14 @@ STREAM_HEADERS: Final[Headers] = (
 )
 _DISCONNECT: Final = "http.disconnect"
 _NS_PER_S: Final = 1_000_000_000
+
+
+class Meter(Protocol):
+    """What measured a request."""
+
+    def facts(self) -> Mapping[str, object]:
+        """Return what the log tells of it."""
+        ...
 
 
 class DisconnectedError(Exception):
@@ -108,7 +115,7 @@ class Call:
         except TimeoutError:
             raise SlowRequestError(
                 f"the body did not arrive within {timeout_ns / _NS_PER_S:g} s",
-                mend="send it faster, or raise runtime.read_timeout",
+                mend="send it faster, or raise the server's read_timeout",
             ) from None
 
     async def json(self, most_bytes: int, timeout_ns: int) -> dict[str, Json]:
@@ -180,5 +187,5 @@ class Call:
 def _too_large(most_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(
         f"the body is longer than {most_bytes} bytes",
-        mend="send less, or raise runtime.max_body_bytes",
+        mend="send less, or raise the server's max_body_bytes",
     )

@@ -42,20 +42,6 @@ class MethodError(InputError):
         self.allowed = allowed
 
 
-class KeyRequiredError(InputError):
-    """The key is missing or wrong."""
-
-    code = "invalid_api_key"
-    http_status = 401
-
-
-class ForbiddenError(InputError):
-    """Only this machine may do that, as long as no key is set."""
-
-    code = "forbidden"
-    http_status = 403
-
-
 class BodyTooLargeError(InputError):
     """The body is longer than the settings allow."""
 

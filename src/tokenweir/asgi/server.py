@@ -6,19 +6,27 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tokenweir.asgi.call import Receive, Scope, Send
+from tokenweir.asgi.problems import HeadTooLargeError, SlowRequestError, problem
 from tokenweir.core.errors import ConfigError
-from tokenweir.runtime.http.app import App
-from tokenweir.runtime.http.problems import HeadTooLargeError, SlowRequestError, problem
 
 _BACKLOG: Final = 2048
 _REASONS: Final = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 _NS_PER_S: Final = 1_000_000_000
+
+
+class Application(Protocol):
+    """An ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        ...
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +109,7 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(
                 HeadTooLargeError(
                     f"the request's head is longer than {most} bytes",
-                    mend="send fewer or shorter headers, or raise runtime.max_header_bytes",
+                    mend="send fewer or shorter headers, or raise the server's max_header_bytes",
                 )
             )
 
@@ -159,7 +167,7 @@ class HttpServer:
 
     def __init__(
         self,
-        app: App,
+        app: Application,
         host: str,
         port: int,
         *,

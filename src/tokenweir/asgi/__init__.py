@@ -1,0 +1,1 @@
+"""What every HTTP door of ours shares: one request and its answer, errors in OpenAI's body, a bounded server."""

@@ -1,0 +1,313 @@
+"""The direct path: estimate, reserve, ask an endpoint, relay its bytes as they come, settle whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from tokenweir.core.clock import Clock
+from tokenweir.core.errors import (
+    ForbiddenError,
+    OverloadedError,
+    QuotaExceededError,
+    UnreachableError,
+)
+from tokenweir.core.quota import Amounts
+from tokenweir.gateway.batching import Batcher
+from tokenweir.gateway.direct.body import RequestBody, for_upstream, read
+from tokenweir.gateway.endpoints.pool import Endpoint, Pool
+from tokenweir.gateway.endpoints.upstream import Answer
+from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
+from tokenweir.gateway.metering.prices import PriceTable
+from tokenweir.gateway.metering.settling import Settler
+from tokenweir.gateway.metering.usage import StreamMeter, TokenCount, usage_of
+from tokenweir.ports.access import Caller
+from tokenweir.ports.ledger import Charge, Ending, LedgerRow, UsageSource
+from tokenweir.ports.quota import Denied, Granted, Headroom, Reserve, Reserved
+
+_OK: Final = 200
+_SERVER_ERROR: Final = 500
+_TRY_AGAIN: Final = frozenset({429, 502, 503, 504})
+_PASSED: Final = (b"content-type", b"retry-after", b"openai-processing-ms")
+"""Headers of the server that the caller gets."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Sink(Protocol):
+    """Where an answer goes: one HTTP request's other end. Each call waits while the caller does not read."""
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        """Send the head."""
+        ...
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body."""
+        ...
+
+    async def end(self, piece: bytes = b"") -> None:
+        """Send the last piece."""
+        ...
+
+
+class RelayPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """``attempts`` at endpoints before the first byte, ``backoff_ns`` doubling and jittered between them.
+
+    ``lease_ns`` is how long a reservation stands without being renewed.
+    """
+
+    attempts: int = 3
+    backoff_ns: int = 50_000_000
+    lease_ns: int = 900_000_000_000
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """What is known of one request while it is relayed."""
+
+    request: bytes
+    caller: Caller
+    body: RequestBody
+    raw: bytes
+    path: bytes
+    granted: Granted
+    endpoint: str = ""
+    count: TokenCount | None = None
+    chunks: int = 0
+    relayed: bool = False
+    ending: Ending = "failed"
+
+
+class Direct:
+    """Relays requests of OpenAI's routes to the endpoints of their model."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        reserving: Batcher[Reserve, Reserved],
+        settler: Settler,
+        usual: UsualOutput,
+        prices: PriceTable,
+        clock: Clock,
+        policy: RelayPolicy | None = None,
+    ) -> None:
+        self.pool = pool
+        self._reserving = reserving
+        self._settler = settler
+        self._usual = usual
+        self._prices = prices
+        self._clock = clock
+        self._policy = policy or RelayPolicy()
+
+    async def relay(self, caller: Caller, request: bytes, path: bytes, raw: bytes, sink: Sink) -> Exchange:
+        """Answer one request into ``sink`` and return what is known of it.
+
+        Cancelling it cancels the request at the server; what was used is settled either way.
+
+        Raises:
+            ParameterError: the body cannot be used.
+            ForbiddenError: the key may not ask this model.
+            NotFoundError: no endpoint serves it.
+            QuotaExceededError: a limit is reached; nothing was asked of any server.
+            EndpointError: no endpoint answered.
+        """
+        body = read(raw)
+        self.pool.need(body.model)
+        if not caller.may_ask(body.model):
+            raise ForbiddenError(
+                f"this key may not ask the model {body.model!r}",
+                mend=f"it may ask {', '.join(caller.models)}",
+            )
+        granted = await self.reserve(caller, request, body)
+        exchange = Exchange(request=request, caller=caller, body=body, raw=raw, path=path, granted=granted)
+        try:
+            await self._ask(exchange, sink)
+        except asyncio.CancelledError:
+            exchange.ending = "cancelled"
+            raise
+        finally:
+            # The caller may have gone, and this task with it: what was used is settled all the same.
+            await asyncio.shield(self._settler.settle(self._charge(exchange)))
+        return exchange
+
+    async def reserve(self, caller: Caller, request: bytes, body: RequestBody) -> Granted:
+        """Set the estimate of a request aside. Raises QuotaExceededError."""
+        prompt = prompt_tokens(body.prompt_bytes)
+        output = self._usual.tokens(caller.key, body.model, max_tokens=body.limit, n=body.n or 1)
+        wanted = Reserve(
+            request=request,
+            key=caller.key,
+            user=caller.user,
+            team=caller.team,
+            model=body.model,
+            limits=caller.limits_for(body.model),
+            estimate=Amounts(
+                tokens=prompt + output,
+                cost=self._prices.cost(body.model, input_tokens=prompt, output_tokens=output),
+            ),
+            lease_ns=self._policy.lease_ns,
+        )
+        reserved = await self._reserving.submit(wanted)
+        if isinstance(reserved, Denied):
+            raise _exceeded(reserved, wanted, self._clock.wall_ns())
+        return reserved
+
+    async def _ask(self, exchange: Exchange, sink: Sink) -> None:
+        """Ask endpoints until one answers; never again once the caller has got a byte."""
+        tried: list[Endpoint] = []
+        model, pool = exchange.body.model, exchange.caller.pool
+        for attempt in range(self._policy.attempts):
+            last = attempt == self._policy.attempts - 1
+            try:
+                endpoint = self.pool.choose(model, self._clock.monotonic_ns(), pool=pool, tried=tried)
+            except OverloadedError:
+                if not tried:
+                    raise
+                # All others are out: the first is asked once more, after a pause.
+                tried.clear()
+                continue
+            exchange.endpoint = endpoint.facts.name
+            failed = True
+            try:
+                async with await endpoint.client.send(*_request(endpoint, exchange)) as answer:
+                    failed = answer.status >= _SERVER_ERROR
+                    if answer.status in _TRY_AGAIN and not last:
+                        tried.append(endpoint)
+                    else:
+                        await self._pass_on(exchange, answer, sink)
+                        return
+            except UnreachableError:
+                if exchange.relayed or last:
+                    raise
+                tried.append(endpoint)
+            except asyncio.CancelledError:
+                # The caller left: that is not the server's failure.
+                failed = False
+                raise
+            finally:
+                self.pool.done(endpoint, failed=failed, now_ns=self._clock.monotonic_ns())
+            await asyncio.sleep(self._policy.backoff_ns * 2**attempt * random.uniform(0.5, 1.5) / 1e9)
+        raise OverloadedError(f"no endpoint of the model {model!r} answered", mend="try again shortly")
+
+    async def _pass_on(self, exchange: Exchange, answer: Answer, sink: Sink) -> None:
+        headers = [(name, value) for name, value in answer.headers if name in _PASSED]
+        headers.extend(rate_headers(exchange.granted.headroom, self._clock.wall_ns()))
+        if exchange.body.stream and answer.status == _OK:
+            await self._pass_stream(exchange, answer, sink, headers)
+            return
+        whole = await answer.whole()
+        if answer.status == _OK:
+            exchange.count = usage_of(whole)
+            exchange.ending = "completed"
+        exchange.relayed = True
+        headers.append((b"content-length", b"%d" % len(whole)))
+        await sink.begin(answer.status, headers)
+        await sink.end(whole)
+
+    async def _pass_stream(
+        self, exchange: Exchange, answer: Answer, sink: Sink, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        meter = StreamMeter(show_usage=exchange.body.shows_usage)
+        headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+        try:
+            piece = meter.feed(await answer.take())
+            exchange.relayed = True
+            await sink.begin(_OK, headers)
+            while True:
+                if piece:
+                    await sink.write(piece)
+                data = await answer.take()
+                if not data:
+                    break
+                piece = meter.feed(data)
+            exchange.ending = "completed" if meter.done or meter.usage else "failed"
+            await sink.end(meter.end())
+        finally:
+            exchange.count, exchange.chunks = meter.usage, meter.chunks
+
+    def _charge(self, exchange: Exchange) -> Charge:
+        caller, body, count = exchange.caller, exchange.body, exchange.count
+        source: UsageSource = "server"
+        if count is None:
+            # A server that did not say, or a stream that was left: what came is counted.
+            asked = exchange.ending != "failed" or exchange.relayed
+            count = TokenCount(
+                input_tokens=prompt_tokens(body.prompt_bytes) if asked else 0, output_tokens=exchange.chunks
+            )
+            source = "estimated" if asked else "server"
+        if exchange.ending == "completed" and source == "server":
+            self._usual.note(caller.key, body.model, count.output_tokens)
+        return Charge(
+            row=LedgerRow(
+                request=exchange.request,
+                key=caller.key,
+                user=caller.user,
+                team=caller.team,
+                model=body.model,
+                endpoint=exchange.endpoint,
+                at=exchange.granted.at,
+                settled_at=self._clock.wall_ns(),
+                input_tokens=count.input_tokens,
+                output_tokens=count.output_tokens,
+                cached_tokens=count.cached_tokens,
+                cost=self._prices.cost(
+                    body.model,
+                    input_tokens=count.input_tokens,
+                    output_tokens=count.output_tokens,
+                    cached_tokens=count.cached_tokens,
+                ),
+                currency=self._prices.currency,
+                source=source,
+                ending=exchange.ending,
+            )
+        )
+
+
+def _request(endpoint: Endpoint, exchange: Exchange) -> tuple[bytes, bytes]:
+    """Return the head and body to send to an endpoint."""
+    facts, origin = endpoint.facts, endpoint.client.origin
+    body = for_upstream(exchange.raw, exchange.body, model=facts.upstream_model)
+    lines = [
+        b"POST %s%s HTTP/1.1" % (origin.base.encode(), exchange.path),
+        b"host: %s" % origin.authority.encode(),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"accept-encoding: identity",
+    ]
+    if facts.authorization:
+        lines.append(b"authorization: " + facts.authorization.encode())
+    return b"\r\n".join(lines) + b"\r\n\r\n", body
+
+
+def _exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
+    short = denied.short
+    limit = short.limit
+    return QuotaExceededError(
+        f"the limit of {limit.amount} {limit.unit} in a {limit.window} for this {limit.scope}"
+        f"{f' and the model {limit.model!r}' if limit.model else ''} is reached: {short.remaining} are left and"
+        f" the request may need {wanted.estimate.of(limit.unit)}",
+        mend="wait, ask for less with max_tokens, or have the limit raised",
+        retry_after_ns=max(0, short.resets_at - now),
+    )
+
+
+def rate_headers(headroom: Sequence[Headroom], now: int) -> list[tuple[bytes, bytes]]:
+    """Return OpenAI's rate headers: for requests and for tokens, the limit of which the smallest part is left."""
+    headers: list[tuple[bytes, bytes]] = []
+    for unit in ("requests", "tokens"):
+        found = [room for room in headroom if room.limit.unit == unit]
+        if not found:
+            continue
+        room = min(found, key=lambda room: room.remaining / max(1, room.limit.amount))
+        seconds = max(0, room.resets_at - now) / 1e9
+        name = unit.encode()
+        headers += [
+            (b"x-ratelimit-limit-" + name, b"%d" % room.limit.amount),
+            (b"x-ratelimit-remaining-" + name, b"%d" % room.remaining),
+            (b"x-ratelimit-reset-" + name, f"{seconds:.3f}s".encode()),
+        ]
+    return headers
