@@ -2,7 +2,7 @@
 
 Everything here is synchronous and is called from one thread, the one that owns the device, except
 :class:`TextFormat`, which must be safe to call from another thread at the same time. Values that cross the port
-are plain: no arrays, no handles. ``docs/runtime.md`` tells how to add an engine.
+are plain: no arrays, no handles. ``docs/engines.md`` tells how to add an engine.
 """
 
 from __future__ import annotations

@@ -57,7 +57,12 @@ def make_device(
         # A stream that was cancelled here lives there until the end of the step.
         max_active_streams=2 * settings.max_active_streams,
         artifacts=str(settings.artifacts.expanduser()),
-        options=dict(settings.engine_options),
+        options={
+            "max_images": settings.max_images,
+            "max_image_bytes": settings.max_image_bytes,
+            "max_image_pixels": settings.max_image_pixels,
+            **settings.engine_options,
+        },
     )
     scheduler = Scheduler(
         SchedulerOptions(

@@ -109,7 +109,7 @@ def read(directory: str) -> SimConfig:
         raise InputError(f"{path}: {error.strerror or error}", mend="name a model's directory") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} does not describe a simulated model: {error}", mend="see docs/runtime.md"
+            f"{path} does not describe a simulated model: {error}", mend="see docs/engines.md"
         ) from None
 
 
