@@ -123,6 +123,10 @@ class Device:
 
     async def unload(self, model: Model, *, forget: bool) -> None:
         """Give a model's memory back. With ``forget`` nobody can ask for it any more, else it comes back when asked."""
+        pending = self._loads.get(model.name)
+        if pending is not None:
+            # What is not there yet cannot be given back.
+            await asyncio.shield(pending)
         presence = model.presence
         self.models.released(model)
         if forget:
