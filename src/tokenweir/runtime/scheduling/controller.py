@@ -119,14 +119,14 @@ class Controller:
         self._window.clear()
 
     def judge(self, now_ns: int, *, running: int) -> Tune | None:
-        """Change the level if a verdict is due and calls for it; return what the engine is to be told then.
+        """Change the level if a verdict is due and calls for it; return what the engine is told with each change.
 
         ``running`` is how many sequences are being decoded. One alone is never held responsible: without others
         there is no load to take away, and a machine that is slower than the target must still serve.
         """
         if self._due_ns is None or now_ns < self._due_ns:
             return None
-        before = (self.batch, self.prefill_tokens)
+        before = self._level
         tokens = self._window.tokens(now_ns)
         p95_ns = self._window.p95_ns(now_ns)
         if running <= 1 or (p95_ns is not None and p95_ns < self._options.relief * self._options.target_ns):
@@ -136,7 +136,7 @@ class Controller:
             if p95_ns > self._options.target_ns:
                 self._raise(p95_ns)
         self._due_ns = now_ns + self._options.interval_ns if tokens or self._level else None
-        return None if (self.batch, self.prefill_tokens) == before else self.tune
+        return None if self._level == before else self.tune
 
     @property
     def tune(self) -> Tune:

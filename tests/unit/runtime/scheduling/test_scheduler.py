@@ -395,7 +395,7 @@ def test_an_idle_model_recovers_by_the_clock_alone() -> None:
             break
         tunes += len(made.wake(due_ns).tune)
     assert made.state == Enabled()
-    assert tunes == 4, "each change of batch or prefill is told once"
+    assert tunes == 6, "each change is told once"
     assert made.submit(ticket(999), 10**12) == Admitted()
 
 
@@ -435,3 +435,17 @@ def test_prefill_between_tokens_is_part_of_their_gap() -> None:
             now_ns += part.step_ns
             made.observe(part, now_ns)
     assert made.figures(now_ns).models[0].itl_p95_ns == 10 * MS, "nobody waited for that prefill"
+
+
+def test_a_change_is_told_even_where_there_is_nothing_to_shrink() -> None:
+    made = Scheduler(SchedulerOptions(limit_bytes=1000, itl_target_ns=MS, max_batch=1, prefill_tokens=16))
+    made.add_model("m", weights_bytes=0)
+    machine = Machine(made)
+    machine.ask()
+    machine.scheduler.submit(ticket(99, 1, exclusive=True), 0)
+    tunes = 0
+    for number in range(200):
+        now_ns = number * 20 * MS
+        tunes += len(made.observe(step(20, decoded=2, running=2), now_ns).tune)
+    assert tunes > 0
+    assert made.next_wake_ns() is not None, "who looks at the clock after each tune comes back"
