@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
@@ -15,6 +16,9 @@ from deploy.services.process import Process
 from deploy.services.redis import flush
 
 from tokenweir.core.errors import WeirError
+
+_SETTLED_TIMEOUT_S = 20.0
+_PAUSE_S = 0.02
 
 
 def connect_redis(url: str, **options: object) -> Any:  # noqa: ANN401 - its methods take unknown types
@@ -56,6 +60,24 @@ class OwnServices:
     def flush_redis(self) -> None:
         """Empty every database of Redis."""
         flush(self._services.site("redis").ports)
+
+    def settle(self, queue: str) -> None:
+        """Return when RabbitMQ would know a quorum ``queue`` again after a kill.
+
+        Its messages are on disk once they are confirmed; that it exists, up to a second after it was declared, and a
+        broker killed before has a queue that answers nobody.
+        """
+        known = next(self._services.site("rabbitmq").home.glob("data/*/quorum/*/names.dets"), None)
+        if known is None:
+            # A container's files cannot be seen; a stop writes them.
+            self.stop("rabbitmq")
+            self.start("rabbitmq")
+            return
+        end = time.monotonic() + _SETTLED_TIMEOUT_S
+        while queue.encode() not in known.read_bytes():
+            if time.monotonic() >= end:
+                raise AssertionError(f"queue {queue!r} is not in {known}")
+            time.sleep(_PAUSE_S)
 
     def log(self, name: str) -> str:
         """Return the end of the service's log."""

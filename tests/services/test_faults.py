@@ -80,9 +80,7 @@ def test_what_was_acknowledged_is_there_after_a_crash_at_the_same_urls(own_servi
         connection.execute("CREATE TABLE ledger (tokens int)")
         connection.execute("INSERT INTO ledger VALUES (7)")
     asyncio.run(_declare(urls["rabbitmq"]))
-    # The messages of a quorum queue are on disk once confirmed; that the queue exists, a second later or at a stop.
-    own_services.stop("rabbitmq")
-    own_services.start("rabbitmq")
+    own_services.settle("jobs")
     asyncio.run(_publish(urls["rabbitmq"]))
     asyncio.run(_append(urls["kafka"]))
     for name in names:
