@@ -31,6 +31,9 @@ PREFIX = "WEIR_"
 FILE_VARIABLE = "WEIR_CONFIG"
 """The environment variable that names the settings file."""
 
+HOME_VARIABLE = "WEIR_HOME"
+"""The environment variable that names the directory of all data that is not put elsewhere."""
+
 # What Kubernetes puts into the environment for a service whose name begins with "weir".
 _KUBERNETES = re.compile(r"WEIR_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 
@@ -135,8 +138,22 @@ class LogSettings(SettingsModel):
     )
 
 
+def home() -> Path:
+    """Return the directory of data: what ``WEIR_HOME`` names, else the user's data directory."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser().absolute() if named else platformdirs.user_data_path("tokenweir")
+
+
 def _default_records() -> str:
-    return f"sqlite:///{platformdirs.user_data_path('tokenweir') / 'studio.db'}"
+    return f"sqlite:///{home() / 'studio.db'}"
+
+
+def _default_gateway() -> str:
+    return f"sqlite:///{home() / 'gateway.db'}"
+
+
+def _default_access() -> str:
+    return f"sqlite:///{home() / 'access.db'}"
 
 
 class StoreSettings(SettingsModel):
@@ -144,7 +161,15 @@ class StoreSettings(SettingsModel):
 
     records: str = Field(
         default_factory=_default_records,
-        description="The index of runs; by default SQLite in the user's data directory.",
+        description="The index of runs; by default SQLite in WEIR_HOME, or the user's data directory.",
+    )
+    gateway: str = Field(
+        default_factory=_default_gateway,
+        description="Requests, reservations, ledger, queue and events; one process writes to a SQLite file.",
+    )
+    access: str = Field(
+        default_factory=_default_access,
+        description="Users, teams, API keys (their digests alone), tiers, limits.",
     )
     runs: Path = Field(default=Path("runs"), description="The directory in which run directories are made.")
 
@@ -329,7 +354,7 @@ def _read_file(file: Path) -> dict[str, object]:
 def _variables(environ: Mapping[str, str], tables: tuple[str, ...]) -> Iterator[tuple[str, _Path]]:
     """Yield the variables that set something, sorted, each with its key."""
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in {FILE_VARIABLE, HOME_VARIABLE}:
             continue
         rest = variable.removeprefix(PREFIX)
         if "__" in rest:

@@ -48,17 +48,30 @@ class DisconnectedError(Exception):
 class Call:
     """A request being answered. ``begun`` says that the answer's head is out, ``streaming`` that it is a stream.
 
-    ``id`` names the request to the client, in ``x-request-id`` and in logs. ``model`` is set once it is known, and
+    ``id`` names the request to the client, in ``x-request-id`` and in logs; ``number`` is the same, where it has one.
+    ``model`` is set once it is known, and
     ``meter`` is what measured the request.
     """
 
-    __slots__ = ("_receive", "_scope", "begun", "id", "meter", "model", "send", "status", "streaming")
+    __slots__ = (
+        "_receive",
+        "_scope",
+        "begun",
+        "id",
+        "meter",
+        "model",
+        "number",
+        "send",
+        "status",
+        "streaming",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
         self.send = send
         self.id = request_id
+        self.number = 0
         self.begun = False
         self.streaming = False
         self.status = 0
@@ -149,7 +162,7 @@ class Call:
 
     async def answer(self, status: int, body: bytes, *, kind: bytes = JSON, headers: Headers = ()) -> None:
         """Send a whole answer."""
-        await self._begin(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers])
+        await self.begin(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers])
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def answer_json(self, value: object, *, status: int = 200, headers: Headers = ()) -> None:
@@ -159,7 +172,7 @@ class Call:
     async def begin_stream(self, headers: Headers = ()) -> None:
         """Send the head of a stream of events."""
         self.streaming = True
-        await self._begin(200, [*STREAM_HEADERS, *headers])
+        await self.begin(200, [*STREAM_HEADERS, *headers])
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of a stream. Waits while the client does not read."""
@@ -177,7 +190,8 @@ class Call:
             self.status = problem.status
             await self.end_stream(problem.event)
 
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head of an answer."""
         self.begun = True
         self.status = status
         headers.append((b"x-request-id", self.id.encode()))

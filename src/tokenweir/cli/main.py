@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "up": Entry("tokenweir.cli.up:command", "Open one door before model servers: keys, quotas, ledger."),
     "bench": Entry(
         "tokenweir.cli.bench:command", "Measure a served model with a client that states its own error."
     ),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from importlib import import_module
 from typing import Final, Protocol, cast
 
@@ -13,6 +12,7 @@ import msgspec
 import uvloop
 
 from tokenweir.asgi.server import Bounds, HttpServer
+from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import CancelledError
 from tokenweir.runtime.engine import Engine
@@ -25,7 +25,6 @@ from tokenweir.runtime.settings import Settings
 from tokenweir.runtime.warmup import keep_warm, warm_loaded
 
 _NS_PER_S: Final = 1_000_000_000
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +67,7 @@ def run(settings: Settings, build: Build, announce: Callable[[Running], None]) -
 
 
 async def _serve(settings: Settings, build: Build, announce: Callable[[Running], None]) -> None:
-    stop = _Stop()
+    stop = Stop()
     clock = SystemClock()
     metrics = Metrics(clock)
     engine = Engine(settings, clock=clock, on_stepped=metrics.stepped)
@@ -100,12 +99,12 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
                 finally:
                     server.close(at_once=stop.asked > 1)
         except* Exception as errors:  # noqa: BLE001 - only taken out of their group
-            raise _first(errors) from None
+            raise first_of(errors) from None
     if stop.asked > 1:
         raise CancelledError("stopped by the user, twice: answers on their way were cut off")
 
 
-async def _until_stopped(engine: Engine, stop: _Stop, settings: Settings) -> None:
+async def _until_stopped(engine: Engine, stop: Stop, settings: Settings) -> None:
     """Keep models warm until asked to stop, then drain; a second request ends the draining."""
     stop.ready()
     async with asyncio.TaskGroup() as group:
@@ -135,49 +134,6 @@ async def _grpc(door: Door, settings: Settings) -> AsyncGenerator[str]:
         await server.stop(_NS_PER_S)
 
 
-class _Stop:
-    """What Ctrl-C and SIGTERM mean: before the server is ready the end, then draining, then the end."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.once = asyncio.Event()
-        self.twice = asyncio.Event()
-        self._starting: asyncio.Task[object] | None = None
-
-    @contextlib.contextmanager
-    def watching(self) -> Generator[None]:
-        """Listen for signals while the block runs."""
-        loop = asyncio.get_running_loop()
-        for one in _SIGNALS:
-            loop.add_signal_handler(one, self._on_signal)
-        try:
-            yield
-        finally:
-            for one in _SIGNALS:
-                loop.remove_signal_handler(one)
-
-    @contextlib.asynccontextmanager
-    async def cancels(self) -> AsyncGenerator[None]:
-        """Let a signal cancel the present task until :meth:`ready`."""
-        self._starting = task = asyncio.current_task()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.asked and task is not None and task.uncancel() == 0:
-                raise CancelledError("stopped by the user") from None
-            raise
-
-    def ready(self) -> None:
-        """From now on a signal drains."""
-        self._starting = None
-
-    def _on_signal(self) -> None:
-        self.asked += 1
-        if self._starting is not None:
-            self._starting.cancel()
-        (self.once if self.asked == 1 else self.twice).set()
-
-
 def _limits(settings: Settings) -> Limits:
     return Limits(
         body_bytes=settings.max_body_bytes,
@@ -197,9 +153,3 @@ def _bounds(settings: Settings) -> Bounds:
         write_timeout_ns=settings.write_timeout,
         idle_timeout_ns=settings.idle_timeout,
     )
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the first error of a group, which says why the others came."""
-    first = group.exceptions[0]
-    return _first(cast("ExceptionGroup[Exception]", first)) if isinstance(first, ExceptionGroup) else first

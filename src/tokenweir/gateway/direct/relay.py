@@ -97,7 +97,7 @@ class Direct:
     ) -> None:
         self.pool = pool
         self._reserving = reserving
-        self._settler = settler
+        self.settler = settler
         self._usual = usual
         self._prices = prices
         self._clock = clock
@@ -131,7 +131,7 @@ class Direct:
             raise
         finally:
             # The caller may have gone, and this task with it: what was used is settled all the same.
-            await asyncio.shield(self._settler.settle(self._charge(exchange)))
+            await asyncio.shield(self.settler.settle(self._charge(exchange)))
         return exchange
 
     async def reserve(self, caller: Caller, request: bytes, body: RequestBody) -> Granted:

@@ -12,6 +12,7 @@ from tokenweir import config
 from tokenweir.bench.settings import Settings as BenchSettings
 from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
 from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.settings import Settings as GatewaySettings
 from tokenweir.runtime.settings import Settings as RuntimeSettings
 from tokenweir.sim.settings import Settings as SimSettings
 
@@ -25,6 +26,7 @@ class Settings(SettingsModel):
     bench: BenchSettings = Field(default_factory=BenchSettings)
     sim: SimSettings = Field(default_factory=SimSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
 
     @field_validator("endpoints")
     @classmethod

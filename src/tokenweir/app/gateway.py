@@ -1,0 +1,84 @@
+"""Wires the gateway: its stores by URL, its keyring, its endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from tokenweir.access.directory import PERMISSIONS, Directory
+from tokenweir.access.keyring import CachedKeyring
+from tokenweir.app import Settings
+from tokenweir.backends.registry import backend
+from tokenweir.config import EndpointSettings
+from tokenweir.core.clock import SystemClock
+from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.endpoints.pool import EndpointFacts
+from tokenweir.gateway.running import Node, Stores
+from tokenweir.stores.gateway.sqlite.database import Database
+from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
+from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
+
+FIRST_USER = "admin"
+
+
+def first_key(settings: Settings) -> str | None:
+    """Return a key for a fresh installation, with every scope; ``None`` where there are users already."""
+    directory = Directory(settings.stores.access)
+    try:
+        if directory.users():
+            return None
+        directory.add_user(FIRST_USER)
+        _, text = directory.issue(FIRST_USER, "first", scopes=PERMISSIONS)
+        return text
+    finally:
+        directory.close()
+
+
+def opener(
+    settings: Settings, endpoints: Sequence[EndpointSettings]
+) -> Callable[[], contextlib.AbstractAsyncContextManager[Node]]:
+    """Return what opens the gateway's parts. Raises ConfigError for endpoints that cannot be used."""
+    facts = [(_facts(endpoint), endpoint.url) for endpoint in endpoints]
+    controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
+
+    @contextlib.asynccontextmanager
+    async def open_node() -> AsyncGenerator[Node]:
+        clock = SystemClock()
+        directory = Directory(settings.stores.access)
+        keyring = CachedKeyring(directory)
+        await keyring.look()
+        database = Database(settings.stores.gateway)
+        quota = SqliteQuota(database, clock)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(keyring.watch())
+                yield Node(
+                    settings=settings.gateway,
+                    stores=Stores(quota=quota, ledger=SqliteLedger(database, quota)),
+                    keyring=keyring,
+                    endpoints=facts,
+                    controls=controls,
+                )
+                watch.cancel()
+        finally:
+            database.close()
+            directory.close()
+
+    return open_node
+
+
+def _facts(endpoint: EndpointSettings) -> EndpointFacts:
+    if endpoint.model is None:
+        raise ConfigError(
+            f"the endpoint {endpoint.name!r} names no model", mend="set model in its [[endpoints]] table"
+        )
+    key = endpoint.key.read() if endpoint.key is not None else ""
+    return EndpointFacts(
+        name=endpoint.name,
+        kind=endpoint.kind,
+        model=endpoint.model,
+        upstream_model=endpoint.model,
+        weight=endpoint.weight,
+        authorization=f"Bearer {key}" if key else "",
+    )

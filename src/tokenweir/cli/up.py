@@ -1,0 +1,64 @@
+"""``weir up``: the gateway with everything it needs, on this machine, and no other service."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from tokenweir.app import Settings
+from tokenweir.app.gateway import first_key, opener
+from tokenweir.cli.start import start
+from tokenweir.config import EndpointSettings
+from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.running import Gateway, run
+from tokenweir.sim.process import SimProcess
+
+
+@click.command()
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 picks a free one. [default: 8080]")
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the URL there once the door is open.",
+)
+def command(*, host: str | None, port: int | None, ready_file: Path | None) -> None:
+    """Open one door before your model servers: OpenAI's interface, API keys, exact quotas, a usage ledger.
+
+    The models are those of the [[endpoints]] in the settings; without any, a simulated model is started, so that
+    there is something to ask. The first start prints an API key, once. Ctrl-C lets answers on their way finish; a
+    second one does not wait.
+    """
+    settings = start({"gateway.host": host, "gateway.port": port})
+    key = first_key(settings)
+    with contextlib.ExitStack() as local:
+        endpoints = settings.endpoints or (_simulated(local),)
+        run(
+            opener(settings, endpoints),
+            lambda gateway: _announce(gateway, settings, key, ready_file),
+        )
+
+
+def _simulated(local: contextlib.ExitStack) -> EndpointSettings:
+    simulator = local.enter_context(SimProcess())
+    return EndpointSettings(name="local", kind="sim", url=simulator.url, model="sim")
+
+
+def _announce(gateway: Gateway, settings: Settings, key: str | None, ready_file: Path | None) -> None:
+    """Print where the door is, what can be asked, and the first key."""
+    if ready_file is not None:
+        try:
+            ready_file.write_text(gateway.url + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"the ready file '{ready_file}' cannot be written: {error.strerror}", mend="mend the path"
+            ) from None
+    lines = [f"weir up: {gateway.url} ready", f"  models  {', '.join(gateway.pool.models)}"]
+    if not settings.endpoints:
+        lines.append("  note    no endpoint is configured: this model is simulated and makes up its answers")
+    if key is not None:
+        lines.append(f"  key     {key}   (shown once; make more with weir keys create)")
+    click.echo("\n".join(lines))

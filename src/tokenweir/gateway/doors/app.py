@@ -1,0 +1,76 @@
+"""The ASGI application of the gateway: finds the handler, and turns whatever is raised into OpenAI's error."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from tokenweir.asgi.call import Call, DisconnectedError, Receive, Scope, Send
+from tokenweir.asgi.problems import problem
+from tokenweir.core.errors import WeirError
+from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.routes import find
+from tokenweir.telemetry.logs import get_logger
+
+_LOG = get_logger("tokenweir.gateway")
+_GONE: Final = 499
+_NS_PER_S: Final = 1_000_000_000
+
+
+class App:
+    """The gateway's interface over one door."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        door = self._door
+        request = RequestId.new(door.clock)
+        call = Call(scope, receive, send, request.text)
+        call.number = request.value
+        started_ns = door.clock.monotonic_ns()
+        route = "unknown"
+        error: BaseException | None = None
+        try:
+            route, found = find(call.method, call.path)
+            await found.handler(door, call)
+            if not call.begun:
+                call.status = _GONE
+        except DisconnectedError:
+            call.status = _GONE
+        except WeirError as raised:
+            error = raised
+            await call.refuse(problem(raised))
+        except Exception as raised:  # noqa: BLE001 - the request's boundary: the caller gets a body, the log the trace
+            error = raised
+            await call.refuse(problem(WeirError("internal error", mend="see the server's log")))
+        took_ns = door.clock.monotonic_ns() - started_ns
+        door.metrics.answered(route, call.status, took_ns / _NS_PER_S)
+        self._log(call, route, took_ns, error)
+
+    def _log(self, call: Call, route: str, took_ns: int, error: BaseException | None) -> None:
+        """Write one event for a request that failed; others at debug level."""
+        level = error.log_level if isinstance(error, WeirError) else logging.DEBUG
+        if error is None and not _LOG.isEnabledFor(level):
+            return
+        fields: dict[str, object] = {
+            "http.request.method": call.method,
+            "http.route": route,
+            "http.response.status_code": call.status,
+            "request_id": call.id,
+            "duration_ms": round(took_ns / 1e6, 3),
+        }
+        if isinstance(error, WeirError):
+            _LOG.log(
+                level,
+                "request refused",
+                **fields,
+                **{"error.type": error.code, "error.message": error.message},
+            )
+        elif error is not None:
+            _LOG.error("request failed", exc_info=error, **fields)
+        else:
+            _LOG.log(level, "request", **fields)

@@ -1,0 +1,112 @@
+"""The handlers of OpenAI's direct routes, of the list of models, and of the probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from tokenweir.asgi.call import Call
+from tokenweir.core.errors import NotFoundError, OverloadedError
+from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.metrics import CONTENT_TYPE
+
+_MODELS: Final = "/v1/models/"
+
+
+class CallSink:
+    """Lets an answer go to the caller of an HTTP request."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        self._call.streaming = any(name == b"cache-control" for name, _ in headers)
+        await self._call.begin(status, list(headers))
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body."""
+        await self._call.write(piece)
+
+    async def end(self, piece: bytes = b"") -> None:
+        """Send the last piece."""
+        await self._call.end_stream(piece)
+
+
+async def direct(door: Door, call: Call) -> None:
+    """Relay a request to an endpoint; when the caller goes, so does the request at the endpoint."""
+    caller = await door.caller(call, "infer")
+    raw = await door.body(call)
+    if door.in_flight >= door.limits.streams:
+        raise OverloadedError(
+            f"{door.in_flight} requests are being answered, as many as may be",
+            mend="try again shortly",
+            retry_after_ns=1_000_000_000,
+        )
+    request = RequestId(call.number)
+    door.in_flight += 1
+    try:
+        async with asyncio.TaskGroup() as group:
+            relay = group.create_task(
+                door.direct.relay(caller, request.raw, call.path.encode(), raw, CallSink(call))
+            )
+            watch = group.create_task(_cancel_when_gone(call, relay))
+            relay.add_done_callback(lambda _: watch.cancel())
+    except* Exception as errors:  # noqa: BLE001 - only taken out of its group
+        raise errors.exceptions[0] from None
+    finally:
+        door.in_flight -= 1
+    if not relay.cancelled():
+        door.metrics.used(relay.result())
+
+
+async def _cancel_when_gone(call: Call, relay: asyncio.Task[object]) -> None:
+    await call.gone()
+    relay.cancel()
+
+
+async def models(door: Door, call: Call) -> None:
+    """List the models that this key may ask."""
+    caller = await door.caller(call, "infer")
+    listed = [_model(door, name) for name in door.direct.pool.models if caller.may_ask(name)]
+    await call.answer_json({"object": "list", "data": listed})
+
+
+async def model(door: Door, call: Call) -> None:
+    """Describe one model."""
+    caller = await door.caller(call, "infer")
+    name = call.path.removeprefix(_MODELS)
+    door.direct.pool.need(name)
+    if not caller.may_ask(name):
+        raise NotFoundError(f"the model {name!r} does not exist", mend="GET /v1/models lists those there are")
+    await call.answer_json(_model(door, name))
+
+
+def _model(door: Door, name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": door.started_s, "owned_by": "tokenweir"}
+
+
+async def health(door: Door, call: Call) -> None:
+    """Say that the process lives, and how its endpoints stand."""
+    endpoints = [
+        {"name": state.name, "model": state.model, "up": state.well, "in_flight": state.in_flight}
+        for state in door.direct.pool.states()
+    ]
+    await call.answer_json({"status": "draining" if door.draining else "ok", "endpoints": endpoints})
+
+
+async def ready(door: Door, call: Call) -> None:
+    """Say whether requests should come here: not while it drains, and not without an endpoint that is up."""
+    is_ready = not door.draining and any(state.well for state in door.direct.pool.states())
+    await call.answer_json({"ready": is_ready}, status=200 if is_ready else 503)
+
+
+async def metrics(door: Door, call: Call) -> None:
+    """Give the counters to Prometheus."""
+    body = door.metrics.render(
+        door.direct.pool, in_flight=door.in_flight, unsettled=door.direct.settler.waiting
+    )
+    await call.answer(200, body, kind=CONTENT_TYPE)

@@ -1,0 +1,93 @@
+"""What the gateway counts, in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tokenweir.core.breaker import Closed, HalfOpen, Open
+from tokenweir.gateway.direct.relay import Exchange
+from tokenweir.gateway.endpoints.pool import Pool
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_BREAKER: Final[dict[type, int]] = {Closed: 0, HalfOpen: 1, Open: 2}
+
+
+class Metrics:
+    """Counters of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "weir_gateway_requests", "Requests answered.", ("route", "status"), registry=self.registry
+        )
+        self._duration = Histogram(
+            "weir_gateway_request_duration_seconds",
+            "From the request's head to the answer's end.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "weir_gateway_tokens",
+            "Tokens charged, by model and kind (input, output, cached).",
+            ("model", "kind"),
+            registry=self.registry,
+        )
+        self._in_flight = Gauge("weir_gateway_in_flight", "Requests being answered.", registry=self.registry)
+        self._unsettled = Gauge(
+            "weir_gateway_unsettled",
+            "Ended requests whose ledger row is not written yet.",
+            registry=self.registry,
+        )
+        self._breakers = Gauge(
+            "weir_gateway_endpoint_breaker",
+            "An endpoint's circuit breaker: 0 closed, 1 half open, 2 open.",
+            ("endpoint",),
+            registry=self.registry,
+        )
+        self._endpoint_in_flight = Gauge(
+            "weir_gateway_endpoint_in_flight",
+            "Requests at an endpoint.",
+            ("endpoint",),
+            registry=self.registry,
+        )
+        self._endpoint_well = Gauge(
+            "weir_gateway_endpoint_up",
+            "1 where the last health check succeeded.",
+            ("endpoint",),
+            registry=self.registry,
+        )
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self._requests.labels(route, str(status)).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def used(self, exchange: Exchange) -> None:
+        """Count what a request used."""
+        count = exchange.count
+        if count is None:
+            return
+        model = exchange.body.model
+        self._tokens.labels(model, "input").inc(count.input_tokens)
+        self._tokens.labels(model, "output").inc(count.output_tokens)
+        if count.cached_tokens:
+            self._tokens.labels(model, "cached").inc(count.cached_tokens)
+
+    def render(self, pool: Pool, *, in_flight: int, unsettled: int) -> bytes:
+        """Return all of it as text."""
+        self._in_flight.set(in_flight)
+        self._unsettled.set(unsettled)
+        for state in pool.states():
+            self._breakers.labels(state.name).set(_BREAKER[type(state.breaker)])
+            self._endpoint_in_flight.labels(state.name).set(state.in_flight)
+            self._endpoint_well.labels(state.name).set(state.well)
+        return generate_latest(self.registry)
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all metrics."""
+        return [metric.name for metric in self.registry.collect()]

@@ -1,0 +1,184 @@
+"""Running the gateway in this process: stores, endpoints, door, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+import msgspec
+import uvloop
+
+from tokenweir.asgi.server import Bounds, HttpServer
+from tokenweir.asgi.stopping import Stop, first_of
+from tokenweir.core.clock import Clock, SystemClock
+from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.batching import Batcher
+from tokenweir.gateway.direct.relay import Direct, RelayPolicy
+from tokenweir.gateway.doors.app import App
+from tokenweir.gateway.doors.door import Door, Limits
+from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.endpoints.health import HealthWatch
+from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
+from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClient
+from tokenweir.gateway.metering.estimate import UsualOutput
+from tokenweir.gateway.metering.prices import Price, PriceTable
+from tokenweir.gateway.metering.settling import Reaper, Settler
+from tokenweir.gateway.settings import Settings
+from tokenweir.ports.access import Keyring
+from tokenweir.ports.backend import Control
+from tokenweir.ports.ledger import Ledger
+from tokenweir.ports.quota import QuotaStore, Reserve, Reserved
+
+
+class Stores(msgspec.Struct, frozen=True, kw_only=True):
+    """The adapters that the gateway works on, open."""
+
+    quota: QuotaStore
+    ledger: Ledger
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind."""
+
+    settings: Settings
+    stores: Stores
+    keyring: Keyring
+    endpoints: Sequence[tuple[EndpointFacts, str]] = ()
+    controls: Mapping[str, Control] = {}
+
+
+class Gateway:
+    """A gateway at work: what runs beside its door. ``url`` is where it listens."""
+
+    def __init__(self, node: Node, clock: Clock | None = None) -> None:
+        settings = node.settings
+        clock = clock or SystemClock()
+        self.pool = Pool(_endpoints(node))
+        prices = PriceTable(
+            [
+                Price(model=price.model, input=price.input, output=price.output, cached=price.cached)
+                for price in settings.prices
+            ],
+            currency=settings.currency,
+        )
+        self._reserving: Batcher[Reserve, Reserved] = Batcher(node.stores.quota.reserve, name="quota")
+        self._settler = Settler(node.stores.ledger, node.stores.quota)
+        self._reaper = Reaper(node.stores.quota, self._settler, prices, clock)
+        self._health = HealthWatch(self.pool, node.controls, interval_ns=settings.health_interval)
+        direct = Direct(
+            self.pool,
+            reserving=self._reserving,
+            settler=self._settler,
+            usual=UsualOutput(default_tokens=settings.default_output_tokens),
+            prices=prices,
+            clock=clock,
+            policy=RelayPolicy(attempts=settings.attempts, lease_ns=settings.reservation_lease),
+        )
+        self._door = Door(
+            node.keyring,
+            direct,
+            metrics=Metrics(),
+            clock=clock,
+            limits=Limits(
+                body_bytes=settings.max_body_bytes,
+                read_timeout_ns=settings.read_timeout,
+                streams=settings.max_streams,
+            ),
+        )
+        self._server = HttpServer(
+            App(self._door),
+            settings.host,
+            settings.port,
+            bounds=Bounds(
+                header_bytes=settings.max_header_bytes,
+                read_timeout_ns=settings.read_timeout,
+                write_timeout_ns=settings.write_timeout,
+                idle_timeout_ns=settings.idle_timeout,
+            ),
+            drain_timeout_ns=settings.drain_timeout,
+        )
+        self.url = self._server.url
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncGenerator[None]:
+        """Answer while the block runs; at its end, finish what is on its way and settle all of it."""
+        async with asyncio.TaskGroup() as behind:
+            tasks = [
+                behind.create_task(self._reserving.run()),
+                behind.create_task(self._settler.run()),
+                behind.create_task(self._reaper.run()),
+                behind.create_task(self._health.run()),
+            ]
+            try:
+                async with asyncio.TaskGroup() as front:
+                    front.create_task(self._server.serve())
+                    try:
+                        await self._health.look()
+                        yield
+                    finally:
+                        self._door.draining = True
+                        self._server.close()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                for endpoint in self.pool.endpoints:
+                    endpoint.client.close()
+
+    def hurry(self) -> None:
+        """Do not wait for answers that are on their way."""
+        self._server.close(at_once=True)
+
+
+def _endpoints(node: Node) -> list[Endpoint]:
+    settings = node.settings
+    timeouts = Timeouts(
+        connect_ns=settings.connect_timeout, head_ns=settings.answer_timeout, idle_ns=settings.silence_timeout
+    )
+    return [
+        Endpoint(
+            facts,
+            UpstreamClient(Origin.parse(url), connections=settings.endpoint_connections, timeouts=timeouts),
+        )
+        for facts, url in node.endpoints
+    ]
+
+
+def run(
+    open_node: Callable[[], contextlib.AbstractAsyncContextManager[Node]], announce: Callable[[Gateway], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C: the first drains, a second one ends at once.
+
+    ``announce`` is called once the door is open.
+
+    Raises:
+        ConfigError: a setting cannot be used, or the address cannot be listened on.
+        CancelledError: it was stopped before it was ready, or twice.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(open_node, announce))
+
+
+async def _serve(
+    open_node: Callable[[], contextlib.AbstractAsyncContextManager[Node]], announce: Callable[[Gateway], None]
+) -> None:
+    stop = Stop()
+    with stop.watching():
+        try:
+            async with stop.cancels(), open_node() as node:
+                gateway = Gateway(node)
+                async with asyncio.TaskGroup() as group, gateway.serving():
+                    announce(gateway)
+                    stop.ready()
+                    await stop.once.wait()
+                    impatience = group.create_task(_hurry(stop, gateway))
+                impatience.cancel()
+        except* Exception as errors:  # noqa: BLE001 - only taken out of their group
+            raise first_of(errors) from None
+    if stop.asked > 1:
+        raise CancelledError("stopped by the user, twice: answers on their way were cut off")
+
+
+async def _hurry(stop: Stop, gateway: Gateway) -> None:
+    await stop.twice.wait()
+    gateway.hurry()
