@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
-from tokenweir.core.errors import NoMemoryError
+from tokenweir.core.errors import NoMemoryError, UnavailableError
 from tokenweir.ports.inference import ModelCard
 from tokenweir.runtime.scheduling.budget import text
+
+_RETRY_AFTER_NS: Final = 5_000_000_000
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,15 +24,23 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def victims(
-    card: ModelCard, residents: Sequence[Resident], *, limit_bytes: int, reserved_bytes: int
+    card: ModelCard,
+    residents: Sequence[Resident],
+    *,
+    limit_bytes: int,
+    reserved_bytes: int,
+    taken_bytes: int = 0,
 ) -> list[str]:
     """Return the models to unload, least recently used first and none in use, so that ``card``'s weights fit.
 
+    ``reserved_bytes`` are set aside for the prefix cache, ``taken_bytes`` reserved by running requests.
+
     Raises:
-        NoMemoryError: it does not fit even then; the message holds the arithmetic.
+        NoMemoryError: it fits in no case; the message holds the arithmetic.
+        UnavailableError: it will fit once the requests that run now are done.
     """
     room = limit_bytes - reserved_bytes
-    held = sum(one.weights_bytes for one in residents)
+    held = sum(one.weights_bytes for one in residents) + taken_bytes
     chosen: list[str] = []
     for one in sorted(residents, key=lambda resident: resident.used_ns):
         if held + card.weights_bytes <= room:
@@ -40,13 +51,21 @@ def victims(
     if held + card.weights_bytes <= room:
         return chosen
     parts = [f"{text(card.weights_bytes)} of weights"]
-    if held:
-        parts.append(f"{text(held)} of models in use")
+    if card.weights_bytes <= room:
+        parts += [f"{text(held - taken_bytes)} of models in use"] if held > taken_bytes else []
+        parts += [f"{text(taken_bytes)} of running requests"] if taken_bytes else []
     if reserved_bytes:
         parts.append(f"{text(reserved_bytes)} of prefix cache")
-    needed = text(card.weights_bytes + held + reserved_bytes)
+    total = card.weights_bytes + reserved_bytes + (held if card.weights_bytes <= room else 0)
+    sum_text = f"{' + '.join(parts)} = {text(total)}"
+    if card.weights_bytes <= room:
+        raise UnavailableError(
+            f"{card.name!r} does not fit into {text(limit_bytes)} now: {sum_text}",
+            mend="come back when less is running, or raise runtime.memory_limit",
+            retry_after_ns=_RETRY_AFTER_NS,
+        )
     raise NoMemoryError(
-        f"{card.name!r} does not fit into {text(limit_bytes)}: {' + '.join(parts)} = {needed}",
+        f"{card.name!r} does not fit into {text(limit_bytes)}: {sum_text}",
         mend="raise runtime.memory_limit, quantise the weights (weight_bits = 4), or take a smaller model",
     )
 

@@ -222,6 +222,11 @@ class Scheduler:
             return Draining()
         return max((model.state for model in self._models.values()), key=severity, default=Enabled())
 
+    @property
+    def taken_bytes(self) -> int:
+        """What running tickets have reserved."""
+        return self._budget.taken_bytes
+
     def position(self, ticket_id: int) -> int | None:
         """Return how many stand in line before a waiting ticket, ``None`` for one that does not wait."""
         return self._line.position(ticket_id)
