@@ -58,16 +58,16 @@ def chat(
 async def serving(
     chosen: Settings, on_stepped: Callable[[Stepped], None] | None = None
 ) -> AsyncGenerator[Engine]:
-    """Run an engine whose models have tried themselves out, so that nothing moves but what the test does."""
+    """Run an engine with its models loaded, each of which has made a token."""
     async with Engine(chosen, on_stepped=on_stepped) as engine:
-        await until(lambda: tried_out(engine), "the models try themselves out")
+        for one in engine.models():
+            await answer(engine, chat(to=one.card.name, tokens=1))
         yield engine
 
 
-def tried_out(engine: Engine) -> bool:
-    """Return whether every model is loaded and has answered, and nothing is in work."""
-    health = engine.health()
-    return all(one.state == "loaded" and one.answered for one in health.models) and not health.streams
+def loaded(engine: Engine) -> list[str]:
+    """Return the names of the models that are loaded."""
+    return [one.card.name for one in engine.models() if one.state == "loaded"]
 
 
 async def answer(engine: Engine, request: GenerateRequest, options: RunOptions = PLAIN) -> list[Event]:

@@ -12,12 +12,10 @@ import msgspec
 
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DeadlineError, EngineRestartedError, WeirError
-from tokenweir.core.events import Completed, Event
-from tokenweir.core.requests import GenerateRequest, Sampling
+from tokenweir.core.events import Event
 from tokenweir.ports.inference import DeviceMemory, ModelCard
-from tokenweir.runtime.bridge.messages import Answer, Call, Embed, Embedded, Load, Stepped, Unload
+from tokenweir.runtime.bridge.messages import Answer, Call, Load, Stepped, Unload
 from tokenweir.runtime.flow import Asked, Flow
-from tokenweir.runtime.options import RunOptions
 from tokenweir.runtime.room import Resident
 from tokenweir.runtime.scheduling.scheduler import Scheduler
 from tokenweir.runtime.settings import SchedulerMode
@@ -224,26 +222,10 @@ class Device:
             self._used_ns[model.name] = self._clock.monotonic_ns()
             took_ms = (self._clock.monotonic_ns() - began_ns) // 1_000_000
             _log.info("model_loaded", revision=card.revision, took_ms=took_ms, **fields)
-            self._group.create_task(self._try_out(model))
         finally:
             del self._loads[model.name]
             if not done.done():
                 done.set_result(error)
-
-    async def _try_out(self, model: Model) -> None:
-        """Let a model that was just loaded make a token or a vector, so that it is known to work."""
-        with suppress(WeirError):
-            if "completion" in model.card.capabilities or "chat" in model.card.capabilities:
-                request = GenerateRequest(
-                    kind="completion", model=model.name, prompt="1", sampling=Sampling(max_tokens=1)
-                )
-                options = RunOptions(priority="interactive", use_prefix_cache=False)
-                async with aclosing(self.flow.generate(Asked(request=request, options=options))) as events:
-                    async for event in events:
-                        model.answered = model.answered or isinstance(event, Completed)
-            elif "embedding" in model.card.capabilities:
-                await self.ask(model.name, Embed(model=model.name, inputs=("1",)), Embedded)
-                model.answered = True
 
     # -- the supervisor's observer --------------------------------------------------------------------------------
 

@@ -236,7 +236,10 @@ class Engine:
         self._must_take()
         call = Embed(model=model, inputs=tuple(inputs))
         timeout_ns = self._settings.request_timeout or self._settings.load_timeout
-        return await self._of(model).ask(model, call, Embedded, timeout_ns=timeout_ns)
+        device = self._of(model)
+        embedded = await device.ask(model, call, Embedded, timeout_ns=timeout_ns)
+        device.models.get(model).answered = True
+        return embedded
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -328,13 +331,14 @@ class Engine:
         return device
 
     async def _make_room(self, model: Model) -> None:
-        """Unload what was not used for longest until a model fits. Raises NoMemoryError."""
+        """Unload what was not used for longest until a model fits. Raises NoMemoryError or UnavailableError."""
         async with self._room:
             names = victims(
                 model.card,
                 [one for one in self._residents() if one.name != model.name],
                 limit_bytes=self._limit_bytes,
                 reserved_bytes=prefix_cache_bytes(self._settings, self._limit_bytes),
+                taken_bytes=sum(device.scheduler.taken_bytes for device in self._devices.values()),
             )
             for name in names:
                 await self._put_away(name, f"{model.name!r} needs its memory")

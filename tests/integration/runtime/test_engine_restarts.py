@@ -19,11 +19,11 @@ from tests.factories.engines import (
     fault,
     kill,
     kinds,
+    loaded,
     model,
     pid,
     serving,
     settings,
-    tried_out,
     until,
 )
 from tests.factories.loops import in_loop
@@ -59,11 +59,11 @@ async def test_a_kill_under_a_stream_fails_it_as_retryable_and_everything_comes_
         after = await answer(engine, chat("again", to="two"))
         assert time.monotonic() - killed_at < RECOVERY_S
         assert text(after) == text(before)
-        await until(lambda: tried_out(engine), "both models are loaded again")
+        await until(lambda: loaded(engine) == ["one", "two"], "both models are loaded again")
         health = engine.health()
         assert isinstance(health.lifecycle, Ready)
         assert (health.epoch, health.restarts) == (2, 1)
-        assert [one.state for one in health.models] == ["loaded", "loaded"]
+        assert [one.answered for one in health.models] == [False, True]
 
 
 @in_loop

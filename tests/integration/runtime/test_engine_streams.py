@@ -66,6 +66,7 @@ async def test_two_hundred_streams_at_once_all_end_with_what_they_asked_for(tmp_
 async def test_the_observer_sees_every_step(tmp_path: Path) -> None:
     steps: list[Stepped] = []
     async with serving(settings(model(tmp_path)), steps.append) as engine:
+        assert engine.models()[0].answered
         before = sum(step.decoded for step in steps)
         await answer(engine, chat(tokens=12))
         assert sum(step.decoded for step in steps) - before == 12
