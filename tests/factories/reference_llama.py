@@ -73,8 +73,8 @@ class ReferenceLlama:
     def _rotate(self, heads: np.ndarray) -> np.ndarray:
         half = heads.shape[-1] // 2
         theta: float = self._config["rope_theta"]
-        speeds = np.exp(-np.log(theta) * np.arange(half) / half)
-        angles = np.arange(len(heads))[:, None, None] * speeds
+        speeds = theta ** (-np.arange(half, dtype=np.float64) / half)
+        angles = np.multiply.outer(np.arange(len(heads), dtype=np.float64), speeds)[:, None, :]
         first, second = heads[..., :half], heads[..., half:]
         return np.concatenate(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -77,7 +78,7 @@ def finish(decoder: Decoder, sequences: Collection[int], limits: StepLimits = LI
     raise AssertionError(f"sequences {sorted(left)} have not ended")
 
 
-def one(decoder: Decoder, tokens: Sequence[int], decoding: Decoding = GREEDY, **more: object) -> Answer:
+def one(decoder: Decoder, tokens: Sequence[int], decoding: Decoding = GREEDY, **more: Any) -> Answer:  # noqa: ANN401
     """Decode one sequence by itself."""
     sequence = DecodeSequence(sequence=1_000_000, tokens=tuple(tokens), decoding=decoding)
     (answer,) = run(decoder, [msgspec.structs.replace(sequence, **more)])

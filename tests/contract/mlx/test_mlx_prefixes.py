@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.contract.mlx.decoding import GREEDY, LIMITS, asked, decoder_of, one, run
+from tests.contract.mlx.decoding import LIMITS, asked, decoder_of, one, run
 
-from tokenweir.ports.inference import Decoder, LoadedModel, LoadSpec, PrefixCaching
+from tokenweir.ports.inference import Decoder, Decoding, LoadedModel, LoadSpec, PrefixCaching
 from tokenweir.runtime.engines import registry
 from tokenweir.runtime.engines.registry import EngineOptions
 from tokenweir.runtime.models.manifest import read_card
@@ -123,7 +123,7 @@ def test_the_time_to_the_first_token_of_a_known_prompt_is_a_fraction(decoder: De
 
     def first_token_s(prompt: tuple[int, ...]) -> float:
         start = time.perf_counter()
-        one(decoder, prompt, GREEDY.__class__(max_tokens=1, temperature=0.0))
+        one(decoder, prompt, Decoding(max_tokens=1, temperature=0.0))
         return time.perf_counter() - start
 
     ratios: list[float] = []

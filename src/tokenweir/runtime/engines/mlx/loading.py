@@ -72,7 +72,9 @@ def _read(directory: Path) -> tuple[Model, dict[str, Any]]:
 def _on_device(model: Model, config: dict[str, Any], directory: Path) -> Loaded:
     _widen(model)
     with _named(directory):
-        evaluate(model.parameters())
+        # Layers are made with random weights, which nobody computes: the state of the random numbers would remember
+        # each as work to be done.
+        evaluate(model.parameters(), mx.random.state)
     # Read lazily, the files' own types may have been in memory beside those computed from them.
     mx.clear_cache()
     return Loaded(model, config, weights_bytes(model))
