@@ -77,12 +77,29 @@ class Conversation:
         self._used: set[int] = set()
         self._news = asyncio.Event()
         self._reading = True
+        self._error: ParameterError | None = None
 
     async def run(self, commands: AsyncIterator[pb.Command]) -> None:
         """Converse. Raises ParameterError for a command that makes no sense; cancelling it cancels all work."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._read(commands, group))
+            group.create_task(self._listen(commands, group))
             group.create_task(self._send())
+        if self._error is not None:
+            raise self._error
+
+    async def _listen(self, commands: AsyncIterator[pb.Command], group: asyncio.TaskGroup) -> None:
+        """Obey commands to their end, or to one that makes no sense.
+
+        A write that is under way is never cancelled for that: gRPC could send no status after it.
+        """
+        try:
+            await self._read(commands, group)
+        except ParameterError as error:
+            self._error = error
+            for work in self._works.values():
+                work.cancel()
+        self._reading = False
+        self._news.set()
 
     async def _read(self, commands: AsyncIterator[pb.Command], group: asyncio.TaskGroup) -> None:
         async for command in commands:
@@ -103,8 +120,6 @@ class Conversation:
                         param="command",
                         mend="set submit, credit or cancel",
                     )
-        self._reading = False
-        self._news.set()
 
     def _submit(self, stream: int, submit: pb.Submit, group: asyncio.TaskGroup) -> None:
         if stream in self._used:
@@ -154,7 +169,7 @@ class Conversation:
 
     async def _send(self) -> None:
         """Write what there is, all requests together, until there will be no more."""
-        while self._reading or self._works:
+        while self._error is None and (self._reading or self._works):
             await self._news.wait()
             self._news.clear()
             streams: list[pb.StreamEvents] = []
