@@ -43,16 +43,3 @@ def severity(state: State) -> int:
             return {"shrink": 2, "shed": 3, "refuse": 4}[step]
         case Draining():
             return 5
-
-
-def name(state: State) -> str:
-    """Return the state's name in metrics and in ``/health``: ``degraded`` is followed by its step."""
-    match state:
-        case Bypass():
-            return "bypass"
-        case Enabled():
-            return "enabled"
-        case Degraded(step=step):
-            return f"degraded_{step}"
-        case Draining():
-            return "draining"

@@ -17,7 +17,7 @@ from tokenweir.runtime.bridge.messages import Stepped
 from tokenweir.runtime.options import Priority
 from tokenweir.runtime.scheduling.budget import kv_bytes, text
 from tokenweir.runtime.scheduling.scheduler import Scheduler, SchedulerOptions
-from tokenweir.runtime.scheduling.states import Bypass, Degraded, Draining, Enabled, name
+from tokenweir.runtime.scheduling.states import Bypass, Degraded, Draining, Enabled, State
 from tokenweir.runtime.scheduling.tickets import Admitted, Outcome, Refused, Ticket, Waiting
 
 MS = 1_000_000
@@ -316,6 +316,10 @@ class Machine:
     def end(self, number: int) -> None:
         self.running.discard(number)
         self.running |= set(ids(self.scheduler.finish(number, self.now_ns)))
+
+
+def name(state: State) -> str:
+    return f"degraded_{state.step}" if isinstance(state, Degraded) else type(state).__name__.lower()
 
 
 def steps_until(machine: Machine, wanted: str, most: int = 2000) -> list[str]:
