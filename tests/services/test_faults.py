@@ -73,6 +73,7 @@ async def _read(url: str) -> bytes:
         await consumer.stop()
 
 
+@pytest.mark.timeout(300)
 def test_what_was_acknowledged_is_there_after_a_crash_at_the_same_urls(own_services: OwnServices) -> None:
     names = ("postgresql", "rabbitmq", "kafka")
     urls = own_services.start(*names)
