@@ -5,8 +5,7 @@ Files are written when the model is closed, and read when it is loaded again: a 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.arrays import begin
 from tokenweir.runtime.engines.mlx.framework import Cache, Model
 from tokenweir.runtime.engines.mlx.prefixes import PrefixTrie
+from tokenweir.runtime.models.artifacts import ArtifactCache
 
 LEAST: Final = 64
 """Shorter sequences are computed faster than they are looked after."""
@@ -34,8 +34,9 @@ class Beginning(NamedTuple):
 class KeptPrompts:
     """Caches by token sequence, ``limit_bytes`` at most, the least recently used forgotten first.
 
-    ``directory`` holds those that outlive the model; ``None`` for none. A model whose layers keep only a window, or a
-    state, cannot forget the end of a cache: there, only a sequence that goes on after a kept one is served.
+    ``directory`` holds those that outlive the model, ``prompts/NAME`` of an artifact cache; ``None`` for none. A model
+    whose layers keep only a window, or a state, cannot forget the end of a cache: there, only a sequence that goes on
+    after a kept one is served.
     """
 
     def __init__(self, model: Model, limit_bytes: int, directory: Path | None = None) -> None:
@@ -78,19 +79,17 @@ class KeptPrompts:
         self._trie.clear()
 
     def _write(self, directory: Path) -> None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
+        def write(place: Path) -> None:
+            place.mkdir()
             for number, (tokens, cache) in enumerate(self._trie.entries()):
                 if number >= _FILES:
                     break
                 text = msgspec.json.encode(tokens).decode()
-                framework.save_cache(work / f"{number:03}.safetensors", cache, {_TOKENS: text})
-            shutil.rmtree(directory, ignore_errors=True)
-            work.rename(directory)
-        except (OSError, RuntimeError, ValueError):
-            # A disk that is full, or a kind of cache that has no file: the prompts are computed again.
-            shutil.rmtree(work, ignore_errors=True)
+                framework.save_cache(place / f"{number:03}.safetensors", cache, {_TOKENS: text})
+
+        # A disk that is full, or a kind of cache that has no file: the prompts are computed again.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            ArtifactCache(directory.parent.parent).put("prompts", directory.name, write)
 
     def _read(self, directory: Path) -> None:
         # The most recently used was written first, and what is inserted last is the most recently used.

@@ -6,8 +6,6 @@ Nothing is downloaded and no code of the model's own is run.
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +17,7 @@ from tokenweir.core.errors import InputError
 from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.arrays import evaluate, named_arrays
 from tokenweir.runtime.engines.mlx.framework import Model
+from tokenweir.runtime.models.artifacts import ArtifactCache
 
 _GROUPS: Final = (64, 32)
 _HALVES: Final = (mx.float16, mx.bfloat16)
@@ -45,7 +44,9 @@ def load(
     Raises:
         InputError: the files are not a model that can be run; the message names them.
     """
-    kept = artifacts / "weights" / f"{revision}-{weight_bits}" if artifacts and weight_bits else None
+    cache = ArtifactCache(artifacts) if artifacts is not None and weight_bits is not None else None
+    name = f"{revision}-{weight_bits}"
+    kept = cache.get("weights", name) if cache is not None else None
     if kept is not None and (kept / "config.json").is_file():
         return _on_device(*_read(kept), kept)
     model, config = _read(directory)
@@ -54,8 +55,8 @@ def load(
     _widen(model)
     model, config = _quantise(model, config, weight_bits, directory)
     loaded = _on_device(model, config, directory)
-    if kept is not None:
-        _keep(loaded, kept)
+    if cache is not None:
+        _keep(loaded, cache, name)
     return loaded
 
 
@@ -112,17 +113,16 @@ def _quantise(
         return framework.quantise_model(model, config, bits=bits, group=group)
 
 
-def _keep(loaded: Loaded, directory: Path) -> None:
-    """Write quantised weights so that a directory that is there is whole. A disk that is full keeps nothing."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        framework.save_weights(work, loaded.model)
-        framework.save_config(work / "config.json", dict(loaded.config))
-        work.rename(directory)
-    except (OSError, RuntimeError):
-        # Another process may have kept the same meanwhile; either way the model is loaded.
-        shutil.rmtree(work, ignore_errors=True)
+def _keep(loaded: Loaded, cache: ArtifactCache, name: str) -> None:
+    """Keep quantised weights on disk. Where that fails, the model is loaded all the same."""
+
+    def write(directory: Path) -> None:
+        directory.mkdir()
+        framework.save_weights(directory, loaded.model)
+        framework.save_config(directory / "config.json", dict(loaded.config))
+
+    with contextlib.suppress(OSError, RuntimeError):
+        cache.put("weights", name, write)
 
 
 @contextlib.contextmanager
