@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Literal
 
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
@@ -15,6 +16,7 @@ from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.endpoints.pool import EndpointFacts
 from tokenweir.gateway.running import Node, Stores
+from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
@@ -66,6 +68,32 @@ def opener(
             directory.close()
 
     return open_node
+
+
+async def offline_quota(url: str, what: Literal["verify", "rebuild"]) -> Sequence[str]:
+    """Verify or rebuild the counters of a gateway that is not running. Raises ConfigError where it runs."""
+    database = Database(url)
+    try:
+        quota = SqliteQuota(database, SystemClock())
+        if what == "verify":
+            return await quota.verify()
+        await quota.rebuild()
+        return ()
+    finally:
+        database.close()
+
+
+async def totals(url: str, where: LedgerFilter, by: Literal["day", "month"]) -> Sequence[LedgerTotal]:
+    """Return the ledger's roll-ups, beside a gateway that may be running."""
+    with contextlib.closing(Database(url, writes=False)) as database:
+        return await SqliteLedger(database, SqliteQuota(database, SystemClock())).totals(where, by)
+
+
+async def read_ledger(url: str, where: LedgerFilter) -> AsyncGenerator[LedgerRow]:
+    """Yield the ledger's rows, beside a gateway that may be running."""
+    with contextlib.closing(Database(url, writes=False)) as database:
+        async for row in SqliteLedger(database, SqliteQuota(database, SystemClock())).rows(where):
+            yield row
 
 
 def _facts(endpoint: EndpointSettings) -> EndpointFacts:

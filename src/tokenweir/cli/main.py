@@ -37,6 +37,10 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "up": Entry("tokenweir.cli.up:command", "Open one door before model servers: keys, quotas, ledger."),
+    "keys": Entry("tokenweir.cli.keys:command", "Make, list, rotate and revoke API keys."),
+    "users": Entry("tokenweir.cli.users:command", "Add, list and disable users; teams and tiers."),
+    "quotas": Entry("tokenweir.cli.quotas:command", "Set and list limits; prove the counters."),
+    "usage": Entry("tokenweir.cli.usage:command", "Show what was used, from the ledger; CSV for billing."),
     "bench": Entry(
         "tokenweir.cli.bench:command", "Measure a served model with a client that states its own error."
     ),

@@ -167,12 +167,13 @@ async def _serve(
         try:
             async with stop.cancels(), open_node() as node:
                 gateway = Gateway(node)
-                async with asyncio.TaskGroup() as group, gateway.serving():
-                    announce(gateway)
-                    stop.ready()
-                    await stop.once.wait()
-                    impatience = group.create_task(_hurry(stop, gateway))
-                impatience.cancel()
+                async with asyncio.TaskGroup() as group:
+                    async with gateway.serving():
+                        announce(gateway)
+                        stop.ready()
+                        await stop.once.wait()
+                        impatience = group.create_task(_hurry(stop, gateway))
+                    impatience.cancel()
         except* Exception as errors:  # noqa: BLE001 - only taken out of their group
             raise first_of(errors) from None
     if stop.asked > 1:

@@ -191,23 +191,23 @@ def _lock(path: Path) -> BinaryIO:
 class Database:
     """The gateway's SQLite file. ``write`` is serial; ``read`` sees what was committed before it was called.
 
-    One process writes to a file; another that tries is told so.
+    One process writes to a file; another that tries is told so. Without ``writes`` it is only read, beside the writer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, writes: bool = True) -> None:
         """Open ``sqlite:///PATH`` and bring its tables to the newest revision. Raises ConfigError, RecordError."""
         engine = records_engine(url)
         name = sa.make_url(url).database
         if not url.startswith("sqlite:///") or not name or name == ":memory:":
             raise ConfigError(f"{url!r} names no SQLite file", mend="write sqlite:///PATH")
         self.path = Path(name).expanduser()
-        self._lock = _lock(self.path)
+        self._lock = _lock(self.path) if writes else None
         try:
             upgrade(engine, scripts=SCRIPTS, branch=BRANCH)
         finally:
             engine.dispose()
         self._undo: list[Callable[[], None]] = []
-        self._writer = _Thread(self.path, writes=True, undone=self._undone)
+        self._writer = _Thread(self.path, writes=True, undone=self._undone) if writes else None
         self._reader = _Thread(self.path, writes=False, undone=lambda: None)
 
     def on_undone(self, forget: Callable[[], None]) -> None:
@@ -224,6 +224,8 @@ class Database:
             UnavailableError: the database cannot be used; nothing was written.
             DiskFullError: no room is left; nothing was written.
         """
+        if self._writer is None:
+            raise UnavailableError(f"the database {str(self.path)!r} is open for reading alone")
         return await self._writer.do(work, durable=durable)
 
     async def read(self, work: Work[T]) -> T:
@@ -232,9 +234,11 @@ class Database:
 
     def close(self) -> None:
         """Finish what waits and close the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._reader.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _undone(self) -> None:
         for forget in self._undo:
