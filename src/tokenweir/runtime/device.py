@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
@@ -146,6 +146,12 @@ class Device:
             async with aclosing(self.flow.generate(asked)) as events:
                 async for event in events:
                     yield event
+
+    async def together(self, batch: Sequence[Asked]) -> list[list[Event]]:
+        """Return the events of requests for one model, as :meth:`Flow.together` does, once there is room for them."""
+        with self.using(batch[0].request.model):
+            await self.streams.room(len(batch))
+            return await self.flow.together(batch)
 
     @contextmanager
     def using(self, name: str) -> Generator[None]:

@@ -19,7 +19,13 @@ from typing import Final, Literal, Self, cast
 import msgspec
 
 from tokenweir.core.clock import Clock, SystemClock
-from tokenweir.core.errors import DrainingError, InputError, ModelNotLoadedError, WeirError
+from tokenweir.core.errors import (
+    DrainingError,
+    EngineRestartedError,
+    InputError,
+    ModelNotLoadedError,
+    WeirError,
+)
 from tokenweir.core.events import Accepted, Completed, Event, Started, Usage
 from tokenweir.core.ids import new_id
 from tokenweir.core.requests import GenerateRequest, Message
@@ -36,11 +42,14 @@ from tokenweir.runtime.options import RunOptions
 from tokenweir.runtime.room import Resident, idle, victims
 from tokenweir.runtime.settings import ModelSettings, Settings, bytes_of
 from tokenweir.runtime.streams import failed
-from tokenweir.runtime.supervision.reconcile import Model, Refused
+from tokenweir.runtime.supervision.reconcile import Loaded, Model
 from tokenweir.telemetry.logs import get_logger
 
 _NS_PER_S: Final = 1_000_000_000
 _PLAIN: Final = RunOptions()
+_MAX_TOGETHER: Final = 64
+"""Requests of a batch that are prepared in one call."""
+
 _log = get_logger("tokenweir.runtime.engine")
 
 
@@ -198,21 +207,42 @@ class Engine:
     ) -> list[list[Event]]:
         """Return the events of each request, in the order asked. One that is refused holds a ``Failed`` event alone.
 
-        As many run at once as there is room for beside other requests; the rest wait.
+        As many run at once as there is room for beside other requests; the rest wait. Raises DrainingError.
         """
+        self._must_take()
         results: list[list[Event]] = [[] for _ in requests]
+        by_model: dict[str, list[int]] = {}
+        vectors: list[int] = []
+        for place, (request, _) in enumerate(requests):
+            if request.kind == "embedding":
+                vectors.append(place)
+            else:
+                by_model.setdefault(request.model, []).append(place)
+        most = max(1, min(_MAX_TOGETHER, self._settings.max_active_streams // 2))
 
-        async def run(place: int, request: GenerateRequest, options: RunOptions) -> None:
+        async def run(device: Device, places: Sequence[int]) -> None:
+            answers = await device.together([self._asked(*requests[place]) for place in places])
+            for place, events in zip(places, answers, strict=True):
+                results[place] = events
+
+        async def embed(place: int) -> None:
             try:
-                await self._of(request.model).streams.room()
-                async with aclosing(self.generate(request, options)) as events:
-                    results[place].extend([event async for event in events])
+                results[place] = await self._embedding(requests[place][0])
             except WeirError as error:
-                results[place].append(failed(error, len(results[place])))
+                results[place] = [failed(error, 0)]
 
         async with asyncio.TaskGroup() as group:
-            for place, (request, options) in enumerate(requests):
-                group.create_task(run(place, request, options))
+            for place in vectors:
+                group.create_task(embed(place))
+            for model, places in by_model.items():
+                try:
+                    device = self._of(model)
+                except ModelNotLoadedError as error:
+                    for place in places:
+                        results[place] = [failed(error, 0)]
+                    continue
+                for at in range(0, len(places), most):
+                    group.create_task(run(device, places[at : at + most]))
         return results
 
     async def tokenize(self, model: str, text: str | Sequence[Message]) -> list[int]:
@@ -306,13 +336,23 @@ class Engine:
         self._where[card.name] = device
         device.schedule(card.name, one.scheduler or self._settings.scheduler)
         try:
-            await device.ensure(card.name)
+            await self._until_loaded(device, model)
         except WeirError:
-            if isinstance(model.presence, Refused):
+            if before is None and not isinstance(model.presence, Loaded):
                 device.models.forget(card.name)
                 self._where.pop(card.name, None)
             raise
         return model.card
+
+    async def _until_loaded(self, device: Device, model: Model) -> None:
+        """Load a model; where the process is lost meanwhile, try again in the next, as often as the inventory lets."""
+        while True:
+            try:
+                await device.ensure(model.name)
+            except EngineRestartedError as error:
+                _log.warning("model_load_interrupted", model=model.name, error=str(error))
+            else:
+                return
 
     async def _device(self, name: DeviceName) -> Device:
         """Return a device, which is started when it is first needed."""

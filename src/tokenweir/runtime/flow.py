@@ -7,8 +7,9 @@ then on its events come with the steps of its model, as far as its reader has gi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from typing import Final, assert_never
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Final, TypeAlias, assert_never
 
 import msgspec
 
@@ -20,13 +21,34 @@ from tokenweir.core.requests import GenerateRequest
 from tokenweir.core.units import format_duration
 from tokenweir.ports.inference import ModelCard
 from tokenweir.runtime.bridge.client import Notification
-from tokenweir.runtime.bridge.messages import Cancel, Credit, Prepare, Prepared, Start, Stepped
+from tokenweir.runtime.bridge.faults import error_of
+from tokenweir.runtime.bridge.messages import (
+    Cancel,
+    Code,
+    Credit,
+    Fault,
+    Prepare,
+    PrepareBatch,
+    Prepared,
+    PreparedBatch,
+    Start,
+    Stepped,
+)
 from tokenweir.runtime.options import RunOptions
 from tokenweir.runtime.scheduling import tickets
 from tokenweir.runtime.scheduling.budget import kv_bytes
 from tokenweir.runtime.scheduling.scheduler import Scheduler
 from tokenweir.runtime.scheduling.tickets import Changes, Ticket
-from tokenweir.runtime.streams import Ended, Orphaned, Preparing, Running, Stream, StreamTable, Waiting
+from tokenweir.runtime.streams import (
+    Ended,
+    Orphaned,
+    Preparing,
+    Running,
+    Stream,
+    StreamTable,
+    Waiting,
+    failed,
+)
 from tokenweir.runtime.supervision.supervisor import Life
 
 _NS_PER_S: Final = 1_000_000_000
@@ -40,6 +62,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     request: GenerateRequest
     options: RunOptions
     deadline_ns: int | None = None
+
+
+_Entry: TypeAlias = tuple[Life, ModelCard, Prepared] | WeirError | None
+"""What is known of a stream that is to be followed: prepared, refused, or nothing yet."""
 
 
 class Flow:
@@ -73,9 +99,76 @@ class Flow:
             WeirError: it was refused before it began. What fails later ends with a ``Failed`` event.
         """
         stream = self._streams.open(asked.request.model, asked.options.priority, self._window)
+        async with aclosing(self._follow(stream, asked, None)) as events:
+            async for event in events:
+                yield event
+
+    async def together(self, batch: Sequence[Asked]) -> list[list[Event]]:
+        """Return the events of requests for one model, in the order asked; they are prepared in one call.
+
+        One that is refused holds a ``Failed`` event alone.
+
+        Raises:
+            TooManyStreamsError: there is no room for all of them; :meth:`StreamTable.room` waits for it.
+        """
+        streams = [self._streams.open(one.request.model, one.options.priority, self._window) for one in batch]
+        try:
+            entries = await self._prepare_all(streams, batch)
+        except WeirError as error:
+            for stream in streams:
+                stream.fail(error)
+                self._streams.close(stream)
+            return [[failed(error, 0)] for _ in batch]
+        except BaseException:
+            for stream in streams:
+                self._abandon(stream)
+                self._streams.close(stream)
+            raise
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._collect(self._follow(stream, asked, entry)))
+                for stream, asked, entry in zip(streams, batch, entries, strict=True)
+            ]
+        return [task.result() for task in tasks]
+
+    async def _prepare_all(self, streams: Sequence[Stream], batch: Sequence[Asked]) -> list[_Entry]:
+        """Return what the process says of each; one that was lost meanwhile leaves them to be prepared singly."""
+        try:
+            life, card = await self._ensure(batch[0].request.model)
+            items = tuple(_prepare_call(*pair) for pair in zip(streams, batch, strict=True))
+            answer = await life.client.call(
+                PrepareBatch(items=items), PreparedBatch, timeout_ns=self._timeout_ns
+            )
+        except EngineRestartedError:
+            return [None for _ in streams]
+        entries: list[_Entry] = []
+        for item in answer.items:
+            if item.prepared is not None:
+                entries.append((life, card, item.prepared))
+            else:
+                entries.append(error_of(item.fault or Fault(code=Code.INTERNAL, message="no answer")))
+        return entries
+
+    async def _collect(self, generating: AsyncGenerator[Event]) -> list[Event]:
+        events: list[Event] = []
+        try:
+            async with aclosing(generating):
+                events.extend([event async for event in generating])
+        except WeirError as error:
+            events.append(failed(error, len(events)))
+        return events
+
+    async def _follow(self, stream: Stream, asked: Asked, entry: _Entry) -> AsyncGenerator[Event]:
+        """Yield the events of an open stream, and close it. What was prepared already comes as ``entry``."""
         alarm = self._alarm(stream, asked)
         try:
-            await self._enter(stream, asked)
+            match entry:
+                case None:
+                    await self._enter(stream, asked)
+                case (life, card, prepared):
+                    self._submit(stream, life, ticket_of(stream, prepared, card, asked))
+                case WeirError():
+                    raise entry
             yield Accepted(seq=0, request_id=new_id("req"))
             if stream.first_seq > 1:
                 yield Queued(seq=1)
@@ -96,13 +189,9 @@ class Flow:
             try:
                 async with asyncio.timeout(self._left_s(asked)):
                     life, card = await self._ensure(stream.model)
-                    call = Prepare(
-                        stream=stream.number,
-                        model=stream.model,
-                        request=asked.request,
-                        options=asked.options,
+                    prepared = await life.client.call(
+                        _prepare_call(stream, asked), Prepared, timeout_ns=self._timeout_ns
                     )
-                    prepared = await life.client.call(call, Prepared, timeout_ns=self._timeout_ns)
             except TimeoutError:
                 raise _late(asked) from None
             except EngineRestartedError:
@@ -292,6 +381,10 @@ def ticket_of(stream: Stream, prepared: Prepared, card: ModelCard, asked: Asked)
         kv_bytes=size,
         exclusive=prepared.exclusive,
     )
+
+
+def _prepare_call(stream: Stream, asked: Asked) -> Prepare:
+    return Prepare(stream=stream.number, model=stream.model, request=asked.request, options=asked.options)
 
 
 def _late(asked: Asked) -> DeadlineError:

@@ -221,9 +221,9 @@ class StreamTable:
         self._streams.pop(stream.number, None)
         self._notify()
 
-    async def room(self) -> None:
-        """Wait until another stream could be opened."""
-        while len(self._streams) >= self._limit:
+    async def room(self, count: int) -> None:
+        """Wait until ``count`` more streams could be opened; ``count`` is not above the limit."""
+        while len(self._streams) + count > self._limit:
             await self._changed.wait()
 
     async def empty(self) -> None:

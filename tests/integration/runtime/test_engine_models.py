@@ -17,6 +17,7 @@ from tokenweir.core.errors import (
     ModelNotLoadedError,
     NoMemoryError,
     TooManyStreamsError,
+    UnavailableError,
 )
 from tokenweir.core.events import Failed
 from tokenweir.runtime.engine import Engine
@@ -88,7 +89,9 @@ async def test_a_model_in_use_makes_no_room(tmp_path: Path) -> None:
     async with serving(settings(one, memory_limit="50MiB", prefix_cache_bytes=0)) as engine:
         async with aclosing(engine.generate(chat(to="one", tokens=300))) as stream:
             await anext(stream)
-            with pytest.raises(NoMemoryError, match=r"30\.00 MiB of weights \+ 30\.00 MiB of models in use"):
+            with pytest.raises(
+                UnavailableError, match=r"30\.00 MiB of weights \+ 30\.00 MiB of models in use"
+            ):
                 await engine.load(str(two))
         assert loaded(engine) == ["one"]
         await engine.load(str(two))

@@ -195,6 +195,7 @@ async def test_a_batch_comes_back_in_the_order_asked_also_where_some_are_refused
         requests = [(chat(f"item {n}", tokens=1 + n % 7), RunOptions()) for n in range(30)]
         requests[5] = (chat(to="nobody"), RunOptions())
         requests[11] = (chat(tokens=100_000), RunOptions())
+        requests[17] = (GenerateRequest(kind="embedding", model="m", inputs=("x",)), RunOptions())
         results = await engine.generate_batch(requests)
         assert len(results) == 30
         for n, events in enumerate(results):
@@ -204,7 +205,9 @@ async def test_a_batch_comes_back_in_the_order_asked_also_where_some_are_refused
                 assert failed.kind == ("model_not_loaded" if n == 5 else "bad_spec")
             else:
                 assert isinstance(events[-1], Completed)
-                assert counted(events) == 1 + n % 7
+                assert counted(events) == (0 if n == 17 else 1 + n % 7)
+                assert len(events[-1].embeddings) == (n == 17)
+                assert [event.seq for event in events] == list(range(len(events)))
 
 
 @in_loop
