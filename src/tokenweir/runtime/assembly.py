@@ -58,6 +58,8 @@ def make_device(
         max_active_streams=2 * settings.max_active_streams,
         artifacts=str(settings.artifacts.expanduser()),
         options={
+            "max_batch": settings.max_batch,
+            "prefill_tokens": settings.prefill_tokens,
             "max_images": settings.max_images,
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,

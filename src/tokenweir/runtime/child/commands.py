@@ -7,17 +7,18 @@ from typing import TypeAlias
 
 import msgspec
 
-from tokenweir.ports.inference import DeviceMemory, LoadSpec, ModelCard
+from tokenweir.ports.inference import DeviceMemory, LoadSpec, ModelCard, StepLimits
 from tokenweir.runtime.bridge.messages import Cancel, Credit, Done, Embedded, Tune
 from tokenweir.runtime.child.requests import Request
 from tokenweir.runtime.engines.registry import EngineOptions
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
-    """Make the engine."""
+    """Make the engine. ``limits`` are what a step may do until it is tuned."""
 
     engine: str
     options: EngineOptions
+    limits: StepLimits
     answer: Future[DeviceMemory]
 
 

@@ -39,7 +39,7 @@ from tokenweir.runtime.child.commands import (
     Stop,
     UnloadModel,
 )
-from tokenweir.runtime.child.streams import ModelStreams
+from tokenweir.runtime.child.streams import DEFAULT_LIMITS, ModelStreams
 from tokenweir.runtime.engines import registry
 
 _EMBED_AT_ONCE: Final = 8
@@ -75,6 +75,7 @@ class Device:
         self._where: dict[int, ModelStreams] = {}
         self._embeddings: deque[_Embedding] = deque()
         self._numbers = count(1)
+        self._limits = DEFAULT_LIMITS
         self._open = True
         self._turn_ns = 0
         self._memory_at_ns = 0
@@ -169,6 +170,7 @@ class Device:
         try:
             match command:
                 case Begin(answer=begun):
+                    self._limits = command.limits
                     self._engine = registry.create(command.engine, command.options)
                     begun.set_result(self._measure(self._engine))
                 case LoadModel(answer=loaded):
@@ -195,7 +197,7 @@ class Device:
         model = engine.load(command.spec, command.card)
         decoder = model.decoder
         if decoder is not None:
-            self._streams[name] = ModelStreams(name, model, decoder, self._numbers)
+            self._streams[name] = ModelStreams(name, model, decoder, self._numbers, self._limits)
         self.models[name] = model
         self._measure(engine)
         return model

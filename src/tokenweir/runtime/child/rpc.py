@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -20,7 +20,7 @@ from tokenweir.core.errors import (
     WeirError,
 )
 from tokenweir.core.requests import Json
-from tokenweir.ports.inference import DeviceMemory, LoadedModel, ModelCard
+from tokenweir.ports.inference import DeviceMemory, LoadedModel, ModelCard, StepLimits
 from tokenweir.runtime.bridge import messages
 from tokenweir.runtime.bridge.faults import fault_of
 from tokenweir.runtime.bridge.messages import Done, Embedded, Initialized, Pong, Prepared, PreparedItem
@@ -37,6 +37,7 @@ from tokenweir.runtime.child.memory import resident_bytes
 from tokenweir.runtime.child.prepare import RequestLimits, prepare, size
 from tokenweir.runtime.child.requests import Request
 from tokenweir.runtime.child.sampling import require
+from tokenweir.runtime.child.streams import DEFAULT_LIMITS
 from tokenweir.runtime.engines import registry
 from tokenweir.runtime.engines.registry import EngineOptions
 
@@ -92,7 +93,7 @@ class Service:
             raise ProtocolError("'initialize' was called twice")
         self._epoch = ask.epoch
         self._max_active_streams = ask.max_active_streams
-        own, self._limits = _split(ask.options)
+        own, self._limits, steps = _split(ask.options)
         options = EngineOptions(
             limit_bytes=ask.limit_bytes,
             prefix_cache_bytes=ask.prefix_cache_bytes,
@@ -100,7 +101,7 @@ class Service:
             options=own,
         )
         begun: Future[DeviceMemory] = Future()
-        self._device.post(Begin(engine=ask.engine, options=options, answer=begun))
+        self._device.post(Begin(engine=ask.engine, options=options, limits=steps, answer=begun))
         return _then(
             begun,
             lambda memory: Initialized(
@@ -228,16 +229,21 @@ class Service:
         return model
 
 
-def _split(options: Mapping[str, Json]) -> tuple[dict[str, Json], RequestLimits]:
-    """Return the engine's own options, and the limits of requests that stood among them."""
-    names = set(RequestLimits.__struct_fields__)
+class _StepDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    max_batch: Annotated[int, msgspec.Meta(ge=1)] = DEFAULT_LIMITS.batch
+    prefill_tokens: Annotated[int, msgspec.Meta(ge=1)] = DEFAULT_LIMITS.prefill_tokens
+
+
+def _split(options: Mapping[str, Json]) -> tuple[dict[str, Json], RequestLimits, StepLimits]:
+    """Return the engine's own options, and the limits of requests and steps that stood among them."""
+    names = {*RequestLimits.__struct_fields__, *_StepDefaults.__struct_fields__}
+    stated = {name: value for name, value in options.items() if name in names}
     try:
-        limits = msgspec.convert(
-            {name: value for name, value in options.items() if name in names}, RequestLimits
-        )
+        limits, steps = msgspec.convert(stated, RequestLimits), msgspec.convert(stated, _StepDefaults)
     except msgspec.ValidationError as error:
         raise ConfigError(f"a limit of requests is wrong: {error}", mend="write a whole number") from None
-    return {name: value for name, value in options.items() if name not in names}, limits
+    own = {name: value for name, value in options.items() if name not in names}
+    return own, limits, StepLimits(batch=steps.max_batch, prefill_tokens=steps.prefill_tokens)
 
 
 def _then(first: Future[ResultT], make: Callable[[ResultT], Initialized]) -> Future[Initialized]:

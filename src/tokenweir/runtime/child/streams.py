@@ -24,8 +24,8 @@ from tokenweir.runtime.child.answer import Choice, FinishReason, TokenTexts
 from tokenweir.runtime.child.commands import StartStream
 from tokenweir.runtime.child.requests import Request
 
-DEFAULT_BATCH: Final = 64
-DEFAULT_PREFILL_TOKENS: Final = 512
+DEFAULT_LIMITS: Final = StepLimits(batch=64, prefill_tokens=512)
+"""What a step may do when nothing else is said."""
 
 
 class Stream:
@@ -122,10 +122,15 @@ class Stream:
 
 
 class ModelStreams:
-    """All streams of one model. Used by the device thread alone."""
+    """All streams of one model. Used by the device thread alone. ``numbers`` are those of its sequences."""
 
     def __init__(
-        self, name: str, model: LoadedModel, decoder: Decoder, numbers: Iterator[int] | None = None
+        self,
+        name: str,
+        model: LoadedModel,
+        decoder: Decoder,
+        numbers: Iterator[int] | None = None,
+        limits: StepLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name
         self.decoder = decoder
@@ -137,7 +142,7 @@ class ModelStreams:
         self._owner: dict[int, Stream] = {}
         self._unread: set[int] = set()
         self._held: set[int] = set()
-        self._limits = StepLimits(batch=DEFAULT_BATCH, prefill_tokens=DEFAULT_PREFILL_TOKENS)
+        self._limits = limits
         self._stale = False
         self._inserting: list[DecodeSequence] = []
         self._touched: dict[int, Stream] = {}

@@ -196,6 +196,19 @@ def test_the_batch_is_as_large_as_it_is_tuned(rig: Rig) -> None:
     assert max(step.decoded for step in rig.steps) == 3
 
 
+def test_the_batch_is_as_large_as_the_beginning_said(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, options={"max_batch": 2, "prefill_tokens": 16})
+    done(rig.service.initialize(rig.initialize))
+    rig.load(output_tokens="constant:20")
+    for stream in range(6):
+        rig.service.prepare(rig.ask(stream, f"question {stream}"))
+        rig.start(stream)
+    for stream in range(6):
+        rig.events(stream)
+    assert max(step.decoded for step in rig.steps) == 2
+    done(rig.service.shutdown(Shutdown()))
+
+
 def test_there_is_a_most_of_streams(tmp_path: Path) -> None:
     rig = Rig(tmp_path, max_active_streams=2)
     done(rig.service.initialize(rig.initialize))
