@@ -180,7 +180,9 @@ class EndpointSettings(SettingsModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: str = Field(min_length=1, description="What commands call it; no two are alike.")
-    kind: Literal["openai", "sglang", "sglang_jax", "sim"] = Field(description="The protocol it speaks.")
+    kind: Literal["openai", "sglang", "sglang_jax", "sim", "tokenweir"] = Field(
+        description="The protocol it speaks."
+    )
     url: str = Field(description="Where it is: http:// or https://, host, port and any path before /v1.")
     model: str | None = Field(default=None, description="The model's name there.")
     key: SecretRef | None = Field(

@@ -45,11 +45,12 @@ NOT_TOLD: Final[Mapping[str, str]] = {
 
 
 class ModelCard(msgspec.Struct):
-    """An entry of ``/v1/models``; ``root`` and ``max_model_len`` are vLLM's and SGLang's additions."""
+    """An entry of ``/v1/models``: ``root`` and ``max_model_len`` are additions of vLLM, ``revision`` is ours."""
 
     id: str
     root: str | None = None
     max_model_len: int | None = None
+    revision: str | None = None
 
 
 class ModelList(msgspec.Struct):
@@ -90,9 +91,7 @@ class OpenAIBackend:
 
     def identity(self, answers: Sequence[HttpResponse]) -> Identity:
         """Read the model list and vLLM's version. Never guesses: of several models none is taken."""
-        cards = models(answers[0])
-        version = fields(answers[1]).get("version")
-        return card_identity(cards, version=version if isinstance(version, str) else None)
+        return read_identity(answers)
 
     def action(self, name: str, options: Mapping[str, Json]) -> HttpRequest | None:
         """Return nothing: the interface has no such doors."""
@@ -100,18 +99,35 @@ class OpenAIBackend:
         return None
 
 
-def card_identity(cards: Sequence[ModelCard], *, version: str | None) -> Identity:
+def read_identity(answers: Sequence[HttpResponse]) -> Identity:
+    """Return what the answers to ``/v1/models`` and ``/version`` tell. Only our own runtime tells all of it."""
+    told = fields(answers[1])
+    version, commit = told.get("version"), told.get("commit")
+    return card_identity(
+        models(answers[0]),
+        version=version if isinstance(version, str) else None,
+        commit=commit if isinstance(commit, str) else None,
+    )
+
+
+def card_identity(cards: Sequence[ModelCard], *, version: str | None, commit: str | None = None) -> Identity:
     """Return what a model list tells of a server."""
     missing = dict(NOT_TOLD)
     card = cards[0] if len(cards) == 1 else None
     if version is not None:
         del missing["version"]
+    if commit is not None:
+        del missing["commit"]
     if card is not None:
         del missing["model"]
+        if card.revision is not None:
+            del missing["revision"]
     elif cards:
         missing["model"] = "the server lists several: " + ", ".join(card.id for card in cards)
     return Identity(
         version=version,
+        commit=commit,
+        revision=None if card is None else card.revision,
         model=None if card is None else card.id,
         model_path=None if card is None else card.root,
         max_model_tokens=None if card is None else card.max_model_len,

@@ -9,6 +9,7 @@ from typing import Final, cast
 from tokenweir.backends.openai import OpenAIBackend
 from tokenweir.backends.sglang import sglang, sglang_jax
 from tokenweir.backends.sim import SimBackend
+from tokenweir.backends.tokenweir import TokenweirBackend
 from tokenweir.core.errors import ConfigError
 from tokenweir.ports.backend import Backend
 
@@ -20,6 +21,7 @@ BUILT_IN: Final[Mapping[str, Callable[[], Backend]]] = {
     "sglang": sglang,
     "sglang_jax": sglang_jax,
     "sim": SimBackend,
+    "tokenweir": TokenweirBackend,
 }
 
 

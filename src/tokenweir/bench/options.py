@@ -41,7 +41,7 @@ DEFAULT_REQUESTS: Final = 100
 DEFAULT_CORPUS: Final = "weir-mix"
 """What is asked when neither a corpus nor a scenario is given."""
 
-_EXACT_LENGTH: Final = frozenset({"sglang", "sglang_jax", "sim"})
+_EXACT_LENGTH: Final = frozenset({"sglang", "sglang_jax", "sim", "tokenweir"})
 
 
 def _to_text(value: object) -> object:
@@ -83,7 +83,7 @@ class BenchOptions(SettingsModel):
 
     url: str = Field(description="The endpoint: http:// or https://, host, port and any path before /v1.")
     model: str | None = Field(default=None, description="The model's name there; default: the one it serves.")
-    backend: Literal["openai", "sglang", "sglang_jax", "sim"] = Field(
+    backend: Literal["openai", "sglang", "sglang_jax", "sim", "tokenweir"] = Field(
         default="openai", description="The protocol it speaks."
     )
     corpus: str | None = Field(

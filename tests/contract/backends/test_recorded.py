@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from tests.contract.backends.wire import (
@@ -162,6 +164,31 @@ def test_mlx_lm_s_identity() -> None:
     assert identity.missing.keys() == {"version", "commit", "revision"}
 
 
+@pytest.mark.parametrize("kind", ["openai", "tokenweir"])
+def test_our_runtime_s_identity_leaves_nothing_out(kind: str) -> None:
+    known = backend(kind)
+    identity = known.identity([probe("tokenweir", request.path) for request in known.identity_probes()])
+    assert (identity.version, identity.model, identity.max_model_tokens) == ("0.1.0", "tiny-llama", 2048)
+    assert re.fullmatch(r"[0-9a-f]{40}", identity.commit or "")
+    assert re.fullmatch(r"[0-9a-f]{64}", identity.revision or "")
+    assert identity.missing == {}
+    if kind == "tokenweir":
+        assert identity.flags == {
+            "engine": "mlx",
+            "engine_version": "0.32.2",
+            "weight_bits": None,
+            "draft": None,
+            "context_tokens": 2048,
+        }
+
+
+def test_our_runtime_s_identity_without_answers_is_unknown() -> None:
+    nothing = HttpResponse(status=0)
+    identity = backend("tokenweir").identity([nothing, nothing, nothing])
+    assert identity.flags == {}
+    assert identity.missing.keys() == {"version", "commit", "revision", "model"}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_health_asks_a_recorded_path(engine: str) -> None:
     request = backend(ENGINES[engine]).health()
@@ -185,7 +212,7 @@ def test_side_doors_are_the_recorded_ones(engine: str, action: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_models_are_listed(engine: str) -> None:
     (card,) = models(find(engine, "models").response)
-    assert card.id.startswith(("models/", "/tmp/models/"))  # noqa: S108
+    assert card.id.startswith(("models/", "/tmp/models/", "tiny-llama"))  # noqa: S108
 
 
 @pytest.mark.parametrize(
@@ -208,6 +235,7 @@ def test_nothing_recorded_is_left_out() -> None:
         "/metrics/",
         "/ready",
         "/v1/loads",
+        "/v1/responses",
     }
     side |= {"/health", "/health_generate", "/v1/models", "/version", "/get_load"}
     side |= {request.path for engine in ENGINES.values() for request in backend(engine).identity_probes()}

@@ -17,7 +17,7 @@ from tokenweir.ports.timing import TimingDecoder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "wire"
 
-ENGINES = {"mlx_lm": "openai", "sglang": "sglang", "sglang_jax": "sglang_jax"}
+ENGINES = {"mlx_lm": "openai", "sglang": "sglang", "sglang_jax": "sglang_jax", "tokenweir": "tokenweir"}
 """Fixture directory and the kind of backend that reads it."""
 
 KINDS: dict[str, Kind] = {
@@ -63,7 +63,9 @@ class Entry(msgspec.Struct, kw_only=True, frozen=True):
             prompt="import os",
             inputs=("hi",),
             stream=self.streamed,
-            extra={"route": "openai"} if self.path == "/v1/completions" and self.engine != "mlx_lm" else {},
+            extra={"route": "openai"}
+            if self.path == "/v1/completions" and self.engine.startswith("sglang")
+            else {},
         )
 
     def decoder(self) -> TimingDecoder:

@@ -13,13 +13,13 @@ from tokenweir.core.requests import GenerateRequest
 from tokenweir.ports.backend import HttpResponse
 
 
-@pytest.mark.parametrize("kind", ["openai", "sglang", "sglang_jax", "sim"])
+@pytest.mark.parametrize("kind", ["openai", "sglang", "sglang_jax", "sim", "tokenweir"])
 def test_a_backend_knows_its_kind(kind: str) -> None:
     assert backend(kind).kind == kind
 
 
 def test_an_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="openai, sglang, sglang_jax, sim") as caught:
+    with pytest.raises(ConfigError, match="openai, sglang, sglang_jax, sim, tokenweir") as caught:
         backend("vllm")
     assert "'vllm'" in str(caught.value)
 
@@ -37,7 +37,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_third_parties_add_theirs_by_entry_point(plugin: None) -> None:
     assert backend("lines").kind == "lines"
-    assert kinds() == ("openai", "sglang", "sglang_jax", "sim", "gone", "lines")
+    assert kinds() == ("openai", "sglang", "sglang_jax", "sim", "tokenweir", "gone", "lines")
     with pytest.raises(ConfigError, match="gone"):
         backend("gone")
 

@@ -67,7 +67,7 @@ class App:
 
     def _log(self, call: Call, route: str, took_ns: int, error: BaseException | None) -> None:
         """Write one event for the request; probes only at debug level."""
-        level = logging.DEBUG if route in {"/health", "/ready", "/metrics"} else logging.INFO
+        level = logging.DEBUG if route in {"/health", "/ready", "/metrics", "/version"} else logging.INFO
         fields: dict[str, object] = {
             "http.request.method": call.method,
             "http.route": route,

@@ -48,6 +48,11 @@ async def health(door: Door, call: Call) -> None:
     await call.answer_json(alive(door))
 
 
+async def version(door: Door, call: Call) -> None:
+    """Answer ``GET /version``: what is running, so that a measurement can be attributed."""
+    await call.answer_json(door.build)
+
+
 async def ready(door: Door, call: Call) -> None:
     """Answer ``GET /ready``: 200 once a loaded model has made a token, else 503 with the reason."""
     reason = unready(door.serving.health())

@@ -35,6 +35,7 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/detokenize": Route("POST", vectors.detokenize),
     "/health": Route("GET", probes.health, open=True),
     "/ready": Route("GET", probes.ready, open=True),
+    "/version": Route("GET", probes.version, open=True),
     "/metrics": Route("GET", probes.metrics, open=True),
 }
 
