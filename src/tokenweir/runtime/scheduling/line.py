@@ -12,6 +12,9 @@ from tokenweir.runtime.scheduling.tickets import Ticket
 RANK: Final[dict[Priority, int]] = {"interactive": 0, "normal": 1, "background": 2}
 """Lower goes first."""
 
+Lane = tuple[str, bool]
+"""A model, and whether it is its exclusive lane: tickets of one lane wait for the same place."""
+
 _Key = tuple[int, int]
 
 
@@ -23,7 +26,7 @@ class Line:
     ``ageing_ns`` after him.
     """
 
-    __slots__ = ("_ageing_ns", "_count", "_keys", "_of", "_tickets")
+    __slots__ = ("_ageing_ns", "_count", "_keys", "_lanes", "_of", "_tickets")
 
     def __init__(self, *, ageing_ns: int) -> None:
         self._ageing_ns = ageing_ns
@@ -31,6 +34,7 @@ class Line:
         self._keys: list[_Key] = []
         self._tickets: list[Ticket] = []
         self._of: dict[int, _Key] = {}
+        self._lanes: dict[Lane, int] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -41,6 +45,11 @@ class Line:
     def __contains__(self, ticket_id: object) -> bool:
         return ticket_id in self._of
 
+    @property
+    def lanes(self) -> set[Lane]:
+        """The lanes in which somebody waits."""
+        return set(self._lanes)
+
     def add(self, ticket: Ticket, now_ns: int) -> int:
         """Put a ticket in its place, and return how many stand before it."""
         self._count += 1
@@ -49,6 +58,8 @@ class Line:
         self._keys.insert(place, key)
         self._tickets.insert(place, ticket)
         self._of[ticket.id] = key
+        lane = (ticket.model, ticket.exclusive)
+        self._lanes[lane] = self._lanes.get(lane, 0) + 1
         return place
 
     def remove(self, ticket_id: int) -> Ticket | None:
@@ -58,7 +69,12 @@ class Line:
             return None
         place = bisect.bisect_left(self._keys, key)
         del self._keys[place]
-        return self._tickets.pop(place)
+        ticket = self._tickets.pop(place)
+        lane = (ticket.model, ticket.exclusive)
+        self._lanes[lane] -= 1
+        if not self._lanes[lane]:
+            del self._lanes[lane]
+        return ticket
 
     def position(self, ticket_id: int) -> int | None:
         """Return how many stand before a ticket, ``None`` where it does not stand in line."""

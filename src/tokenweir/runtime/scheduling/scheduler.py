@@ -25,7 +25,7 @@ from tokenweir.runtime.scheduling.budget import Budget
 from tokenweir.runtime.scheduling.controller import Controller, ControlOptions
 from tokenweir.runtime.scheduling.drain_rate import DrainRate
 from tokenweir.runtime.scheduling.figures import Counts, ModelFigures, SchedulerFigures
-from tokenweir.runtime.scheduling.line import RANK, Line
+from tokenweir.runtime.scheduling.line import RANK, Lane, Line
 from tokenweir.runtime.scheduling.states import Bypass, Degraded, Draining, Enabled, State, Step, severity
 from tokenweir.runtime.scheduling.tickets import Admitted, Changes, Outcome, Refused, Ticket, Waiting
 from tokenweir.runtime.settings import SchedulerMode
@@ -333,23 +333,29 @@ class Scheduler:
         """Return the first ticket that may start, or ``None``."""
         if self._paused:
             return None
-        full: set[str] = set()
-        exclusive_taken = self._exclusive is not None
-        short = False
+        lanes: set[Lane] = self._line.lanes
+        # A lane that is closed to one ticket is closed to those behind it.
+        if self._exclusive is not None:
+            lanes = {lane for lane in lanes if not lane[1] or self._bypasses(lane[0])}
         for ticket in self._line:
-            model = self._models[ticket.model]
-            if model.mode == "bypass":
-                return ticket
-            if ticket.exclusive and exclusive_taken:
+            if not lanes:
+                return None
+            lane = (ticket.model, ticket.exclusive)
+            if lane not in lanes:
                 continue
-            if not ticket.exclusive and not self._has_place(model, ticket):
-                full.add(ticket.model)
-            if short or (ticket.model in full and not ticket.exclusive):
-                continue
-            if ticket.kv_bytes <= self._budget.free_bytes:
+            if self._bypasses(ticket.model):
                 return ticket
-            short = True
+            if not ticket.exclusive and not self._has_place(self._models[ticket.model], ticket):
+                lanes.discard(lane)
+            elif ticket.kv_bytes <= self._budget.free_bytes:
+                return ticket
+            else:
+                # Nobody may take bytes that it waits for.
+                lanes = {other for other in lanes if self._bypasses(other[0])}
         return None
+
+    def _bypasses(self, model: str) -> bool:
+        return self._models[model].mode == "bypass"
 
     @staticmethod
     def _has_place(model: _Model, ticket: Ticket) -> bool:
