@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from tokenweir.asgi.call import Event
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.requests import Json
 from tokenweir.runtime.http.app import App
-from tokenweir.runtime.http.call import Event
 from tokenweir.runtime.http.door import Build, Door, Limits
 from tokenweir.runtime.http.fakes import FakeServing
 from tokenweir.runtime.http.metrics import Metrics
