@@ -10,7 +10,7 @@ from tokenweir.core.errors import InputError, WeirError
 from tokenweir.ports.inference import Broken, DecodeSequence, StepEvent, StepLimits
 from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.batch import BatchLane
-from tokenweir.runtime.engines.mlx.exclusive import ExclusiveLane, Setting
+from tokenweir.runtime.engines.mlx.exclusive import ExclusiveLane, Setting, TextRun
 from tokenweir.runtime.engines.mlx.guides import Compiler
 from tokenweir.runtime.engines.mlx.kept_prompts import KeptPrompts
 from tokenweir.runtime.engines.mlx.rows import Row, broken, check
@@ -35,7 +35,7 @@ class MlxDecoder:
         self._kept = kept
         self._compiler = compiler
         self._batch = BatchLane(setting.model, kept)
-        self._exclusive = ExclusiveLane(setting)
+        self._exclusive = ExclusiveLane(lambda row: TextRun(row, setting))
         self._refused: list[Broken] = []
 
     @property

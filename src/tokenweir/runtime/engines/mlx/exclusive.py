@@ -7,8 +7,8 @@ without kept prompts. A draft model proposes tokens that the model checks in one
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import mlx.core as mx
 import msgspec
@@ -31,8 +31,25 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     cache_group: int | None = None
 
 
-class _Run:
-    """The sequence in work. ``unread`` tokens are known, but in no cache; likewise ``draft_unread``."""
+class Run(Protocol):
+    """A sequence in work; what it has drawn waits in its row."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still to be read before a token can be drawn."""
+        ...
+
+    def read(self, tokens: int) -> None:
+        """Read a piece of the prompt."""
+        ...
+
+    def draw(self) -> None:
+        """Draw the next token or tokens."""
+        ...
+
+
+class TextRun:
+    """A text in work. ``unread`` tokens are known, but in no cache; likewise ``draft_unread``."""
 
     def __init__(self, row: Row, setting: Setting) -> None:
         decoding = row.sequence.decoding
@@ -158,15 +175,15 @@ class _Run:
 
 
 class ExclusiveLane:
-    """Decodes sequences one after the other, a piece of prompt or a token per step.
+    """Decodes sequences one after the other, a piece of prompt or a token per step; ``begin`` takes one up.
 
     A sequence that is held lets the next one go first.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, begin: Callable[[Row], Run]) -> None:
+        self._begin = begin
         self._rows: dict[int, Row] = {}
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -180,6 +197,10 @@ class ExclusiveLane:
         for sequence in sequences:
             self._rows.pop(sequence, None)
             self._runs.pop(sequence, None)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.remove(list(self._rows))
 
     def step(self, limits: StepLimits) -> list[StepEvent]:
         """Advance the first sequence that is not held."""
@@ -202,13 +223,13 @@ class ExclusiveLane:
     def _advance(self, row: Row, limits: StepLimits, events: list[StepEvent]) -> None:
         run = self._runs.get(row.id)
         if run is None:
-            run = self._runs[row.id] = _Run(row, self._setting)
+            run = self._runs[row.id] = self._begin(row)
         if run.reading:
             run.read(max(1, limits.prefill_tokens))
-            if run.reading:
-                return
-            events.append(row.prefilled())
+            if not run.reading:
+                events.append(row.prefilled())
             return
         if row.drawn == 0 and len(row.prompt) == 1:
+            # A prompt of one token: there was nothing to read.
             events.append(row.prefilled())
         run.draw()

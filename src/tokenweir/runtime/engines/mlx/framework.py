@@ -12,7 +12,11 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 import mlx_lm.sample_utils as _sample
 import mlx_lm.utils as _utils
+from huggingface_hub import constants as _hub
 from mlx_lm.models import cache as _cache
+
+# Whatever the packages below are asked for, nothing is fetched: a model is a directory that is there.
+_hub.HF_HUB_OFFLINE = True
 
 # The package has a function of the same name, which an import statement would find.
 _generate: Any = importlib.import_module("mlx_lm.generate")

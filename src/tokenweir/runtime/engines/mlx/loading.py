@@ -48,13 +48,13 @@ def load(
     name = f"{revision}-{weight_bits}"
     kept = cache.get("weights", name) if cache is not None else None
     if kept is not None and (kept / "config.json").is_file():
-        return _on_device(*_read(kept), kept)
+        return on_device(*_read(kept), kept)
     model, config = _read(directory)
     if weight_bits is None:
-        return _on_device(model, config, directory)
+        return on_device(model, config, directory)
     _widen(model)
     model, config = _quantise(model, config, weight_bits, directory)
-    loaded = _on_device(model, config, directory)
+    loaded = on_device(model, config, directory)
     if cache is not None:
         _keep(loaded, cache, name)
     return loaded
@@ -66,13 +66,18 @@ def weights_bytes(model: Model) -> int:
 
 
 def _read(directory: Path) -> tuple[Model, dict[str, Any]]:
-    with _named(directory):
+    with named(directory):
         return framework.load_model(directory)
 
 
-def _on_device(model: Model, config: dict[str, Any], directory: Path) -> Loaded:
+def on_device(model: Model, config: dict[str, Any], directory: Path) -> Loaded:
+    """Compute a model's weights in the type this device computes in.
+
+    Raises:
+        InputError: the files in ``directory`` cannot be read.
+    """
     _widen(model)
-    with _named(directory):
+    with named(directory):
         # Layers are made with random weights, which nobody computes: the state of the random numbers would remember
         # each as work to be done.
         evaluate(model.parameters(), mx.random.state)
@@ -126,7 +131,7 @@ def _keep(loaded: Loaded, cache: ArtifactCache, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _named(directory: Path) -> Generator[None]:
+def named(directory: Path) -> Generator[None]:
     """Turn what MLX raises for files it cannot use into an error that names them."""
     try:
         yield

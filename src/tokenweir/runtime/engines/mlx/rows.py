@@ -31,6 +31,7 @@ class Row:
         "pending",
         "processors",
         "prompt",
+        "prompt_tokens",
         "sequence",
         "stops",
     )
@@ -42,6 +43,8 @@ class Row:
         self.id = sequence.sequence
         self.sequence = sequence
         self.prompt = sequence.tokens
+        # With images it is more than there are tokens: each stands for many.
+        self.prompt_tokens = len(sequence.tokens)
         self.guide: GuideProcessor | None = None
         if decoding.guidance is not None:
             if compiler is None:
@@ -63,7 +66,7 @@ class Row:
 
     def prefilled(self) -> Prefilled:
         """Return the event that says the prompt is read."""
-        return Prefilled(sequence=self.id, prompt_tokens=len(self.prompt), cached_tokens=self.cached)
+        return Prefilled(sequence=self.id, prompt_tokens=self.prompt_tokens, cached_tokens=self.cached)
 
     def failed(self) -> Broken | None:
         """Return the event that ends the sequence because it left its guide, if it did."""
