@@ -18,6 +18,7 @@ from tokenweir.runtime.bridge.messages import Answer, Call, Load, Stepped, Unloa
 from tokenweir.runtime.flow import Asked, Flow
 from tokenweir.runtime.room import Resident
 from tokenweir.runtime.scheduling.scheduler import Scheduler
+from tokenweir.runtime.scheduling.tickets import Changes
 from tokenweir.runtime.settings import SchedulerMode
 from tokenweir.runtime.streams import StreamTable
 from tokenweir.runtime.supervision.reconcile import Inventory, Loaded, Loading, Model
@@ -39,9 +40,13 @@ class DeviceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceCalls(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device calls: ``make_room`` before it loads a model, ``on_stepped`` after each step of a model."""
+    """What a device calls: ``make_room`` before it loads a model, ``share_out`` after its models have changed.
+
+    ``on_stepped`` is called after each step of a model.
+    """
 
     make_room: Callable[[Model], Awaitable[None]]
+    share_out: Callable[[], None]
     on_stepped: Callable[[Stepped], None]
 
 
@@ -130,6 +135,7 @@ class Device:
         if forget:
             self.models.forget(model.name)
         self.flow.apply(self.scheduler.remove_model(model.name))
+        self._calls.share_out()
         if not isinstance(presence, Loaded):
             return
         with suppress(EngineRestartedError):
@@ -176,9 +182,9 @@ class Device:
             if isinstance(model.presence, Loading | Loaded)
         ]
 
-    def users(self, name: str) -> int:
-        """Return how many use a model now."""
-        return self._users[name]
+    def limit(self, limit_bytes: int) -> None:
+        """Change the memory that this device may use."""
+        self.flow.apply(Changes(admitted=tuple(self.scheduler.set_limit(limit_bytes))))
 
     async def ask(
         self, name: str, call: Call, answer: type[AnswerT], *, timeout_ns: int | None = None
@@ -226,6 +232,7 @@ class Device:
             mode = self._modes.get(model.name, "on")
             self.flow.apply(self.scheduler.add_model(model.name, weights_bytes=card.weights_bytes, mode=mode))
             self._used_ns[model.name] = self._clock.monotonic_ns()
+            self._calls.share_out()
             took_ms = (self._clock.monotonic_ns() - began_ns) // 1_000_000
             _log.info("model_loaded", revision=card.revision, took_ms=took_ms, **fields)
         finally:

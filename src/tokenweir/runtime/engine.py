@@ -39,7 +39,7 @@ from tokenweir.runtime.health import EngineHealth, ModelStatus
 from tokenweir.runtime.memory import total_bytes
 from tokenweir.runtime.models.manifest import read_card
 from tokenweir.runtime.options import RunOptions
-from tokenweir.runtime.room import Resident, idle, victims
+from tokenweir.runtime.room import Resident, idle, shares, victims
 from tokenweir.runtime.settings import ModelSettings, Settings, bytes_of
 from tokenweir.runtime.streams import failed
 from tokenweir.runtime.supervision.reconcile import Loaded, Model
@@ -74,6 +74,7 @@ class Engine:
         self._engine = ""
         self._total_bytes = total_bytes()
         self._limit_bytes = bytes_of(settings.memory_limit, self._total_bytes)
+        self._reserved_bytes = prefix_cache_bytes(settings, self._limit_bytes)
         self._draining = False
         self._room = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -358,7 +359,9 @@ class Engine:
         """Return a device, which is started when it is first needed."""
         device = self._devices.get(name)
         if device is None:
-            calls = DeviceCalls(make_room=self._make_room, on_stepped=self._on_stepped)
+            calls = DeviceCalls(
+                make_room=self._make_room, share_out=self._share_out, on_stepped=self._on_stepped
+            )
             device = self._devices[name] = make_device(
                 self._settings,
                 name,
@@ -377,11 +380,19 @@ class Engine:
                 model.card,
                 [one for one in self._residents() if one.name != model.name],
                 limit_bytes=self._limit_bytes,
-                reserved_bytes=prefix_cache_bytes(self._settings, self._limit_bytes),
+                reserved_bytes=self._reserved_bytes * len(self._devices),
                 taken_bytes=sum(device.scheduler.taken_bytes for device in self._devices.values()),
             )
             for name in names:
                 await self._put_away(name, f"{model.name!r} needs its memory")
+
+    def _share_out(self) -> None:
+        """Divide the memory among the processes that have models."""
+        using = [(one, one.residents()) for one in self._devices.values() if one.residents()]
+        weights = [sum(model.weights_bytes for model in residents) for _, residents in using]
+        parts = shares(weights, limit_bytes=self._limit_bytes, reserved_bytes=self._reserved_bytes)
+        for (device, _), part in zip(using, parts, strict=True):
+            device.limit(part)
 
     async def _unload_idle(self, ttl_ns: int) -> None:
         while True:

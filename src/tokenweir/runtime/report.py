@@ -9,6 +9,7 @@ from tokenweir.core.breaker import Closed
 from tokenweir.ports.inference import DeviceMemory
 from tokenweir.runtime.device import Device
 from tokenweir.runtime.health import DeviceStatus, EngineHealth, ModelStatus, SchedulerStatus
+from tokenweir.runtime.scheduling.figures import SchedulerFigures
 from tokenweir.runtime.scheduling.states import Bypass, Degraded, Draining, Enabled, State, severity
 from tokenweir.runtime.supervision.lifecycle import Ready, Stopped
 from tokenweir.runtime.supervision.reconcile import Absent, Loaded, Loading, Refused, Suspect
@@ -92,8 +93,14 @@ def scheduler_status(devices: Sequence[Device], now_ns: int) -> SchedulerStatus:
         waiting=sum(sum(one.waiting.values()) for one in figures),
         oldest_wait_ns=max((device.flow.oldest_wait_ns(now_ns) for device in devices), default=0),
         admitted_bytes=sum(one.taken_bytes for one in figures),
-        limit_bytes=max((one.limit_bytes for one in figures), default=0),
+        limit_bytes=_limit_bytes(figures),
     )
+
+
+def _limit_bytes(figures: Sequence[SchedulerFigures]) -> int:
+    """Return the bytes that all may use: processes with models divide them, one without has no part."""
+    parts = [one.limit_bytes for one in figures if one.models]
+    return sum(parts) if parts else max((one.limit_bytes for one in figures), default=0)
 
 
 def _step(state: State) -> int:

@@ -73,3 +73,12 @@ def victims(
 def idle(residents: Sequence[Resident], *, ttl_ns: int, now_ns: int) -> list[str]:
     """Return the models that nobody uses and nobody has used for ``ttl_ns``."""
     return [one.name for one in residents if not one.users and now_ns - one.used_ns >= ttl_ns]
+
+
+def shares(weights_bytes: Sequence[int], *, limit_bytes: int, reserved_bytes: int) -> list[int]:
+    """Return what each of several processes may use: its weights, its prefix cache, and an equal part of the rest.
+
+    ``weights_bytes`` are those of each process, ``reserved_bytes`` the prefix cache of each.
+    """
+    rest = max(0, limit_bytes - sum(weights_bytes) - len(weights_bytes) * reserved_bytes)
+    return [weights + reserved_bytes + rest // len(weights_bytes) for weights in weights_bytes]

@@ -20,6 +20,7 @@ from tokenweir.core.errors import (
     UnavailableError,
 )
 from tokenweir.core.events import Failed
+from tokenweir.core.requests import Message
 from tokenweir.runtime.engine import Engine
 from tokenweir.runtime.models.manifest import read_card
 from tokenweir.runtime.options import RunOptions
@@ -232,3 +233,25 @@ async def test_a_batch_waits_for_room_where_a_single_request_is_refused(tmp_path
                 await answer(engine, chat())
         assert counted(first.result()) == 50
         assert [counted(events) for events in batch.result()] == [3, 3, 3]
+
+
+@in_loop
+async def test_two_processes_divide_the_memory(tmp_path: Path) -> None:
+    reads = model(tmp_path, "reads", weights_bytes=10 * MIB, kv_bytes_per_token=MIB)
+    sees = model(
+        tmp_path,
+        "sees",
+        weights_bytes=20 * MIB,
+        kv_bytes_per_token=MIB,
+        capabilities=["chat", "completion", "vision"],
+    )
+    async with serving(settings(reads, memory_limit="100MiB", prefix_cache_bytes=0)) as engine:
+        prompt = len(await engine.tokenize("reads", [Message(role="user", content="x")]))
+        assert counted(await answer(engine, chat("x", to="reads", tokens=80 - prompt))) == 80 - prompt
+        await engine.load(str(sees))
+        with pytest.raises(NoMemoryError, match=r"does not fit into 45\.00 MiB"):
+            await answer(engine, chat("x", to="reads", tokens=80 - prompt))
+        with pytest.raises(NoMemoryError, match=r"does not fit into 55\.00 MiB"):
+            await answer(engine, chat("x", to="sees", tokens=80 - prompt))
+        await engine.unload("sees")
+        assert counted(await answer(engine, chat("x", to="reads", tokens=80 - prompt))) == 80 - prompt

@@ -71,8 +71,11 @@ async def test_what_waited_when_the_process_died_is_answered_by_the_next(tmp_pat
     async with serving(settings(model(tmp_path), max_batch=1)) as engine, asyncio.TaskGroup() as group:
         running = group.create_task(answer(engine, chat("first", tokens=4000)))
         await until(lambda: engine.health().scheduler.running == 1, "the first runs")
-        waiting = [group.create_task(answer(engine, chat(f"{n}", tokens=4))) for n in range(3)]
-        await until(lambda: engine.health().scheduler.waiting == 3, "the others wait")
+        done: list[int] = []
+        waiting = [group.create_task(answer(engine, chat(f"{n}", tokens=4))) for n in range(6)]
+        for n, task in enumerate(waiting):
+            task.add_done_callback(lambda _, n=n: done.append(n))
+        await until(lambda: engine.health().scheduler.waiting == 6, "the others wait")
         kill(engine)
         assert isinstance((await running)[-1], Failed)
         for task in waiting:
@@ -81,6 +84,7 @@ async def test_what_waited_when_the_process_died_is_answered_by_the_next(tmp_pat
             assert isinstance(events[-1], Completed)
             assert counted(events) == 4
             assert [event.seq for event in events] == list(range(len(events)))
+        assert done == list(range(6)), "they keep the order in which they stood"
 
 
 @in_loop

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tokenweir.core.errors import NoMemoryError, UnavailableError
 from tokenweir.ports.inference import ModelCard
-from tokenweir.runtime.room import Resident, idle, victims
+from tokenweir.runtime.room import Resident, idle, shares, victims
 
 MIB = 1 << 20
 
@@ -95,3 +95,19 @@ def test_nobody_who_is_in_use_is_idle() -> None:
     assert idle(there, ttl_ns=50, now_ns=59) == []
     assert idle(there, ttl_ns=50, now_ns=60) == ["a"]
     assert idle(there, ttl_ns=50, now_ns=200) == ["a", "c"]
+
+
+@given(
+    st.lists(st.integers(0, 1 << 40), min_size=1, max_size=4),
+    st.integers(0, 1 << 41),
+    st.integers(0, 1 << 30),
+)
+def test_processes_together_never_get_more_than_there_is(
+    weights: list[int], limit: int, reserved: int
+) -> None:
+    parts = shares(weights, limit_bytes=limit, reserved_bytes=reserved)
+    needed = sum(weights) + reserved * len(weights)
+    assert sum(parts) <= max(limit, needed)
+    assert all(part >= own + reserved for part, own in zip(parts, weights, strict=True))
+    rests = {part - own for part, own in zip(parts, weights, strict=True)}
+    assert len(rests) == 1, "what is left is divided equally"

@@ -201,6 +201,11 @@ class Scheduler:
         """Refuse what comes from now on; what was taken on is still served."""
         self._draining = True
 
+    def set_limit(self, limit_bytes: int) -> list[Ticket]:
+        """Change the bytes that may be used, as when another process takes its share; return the tickets that start."""
+        self._budget.limit_bytes = limit_bytes
+        return list(self._admit())
+
     def pause(self) -> list[Ticket]:
         """Admit nothing while the engine is away; return the running tickets, which are lost with it."""
         self._paused = True
