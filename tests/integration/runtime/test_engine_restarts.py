@@ -163,10 +163,10 @@ async def test_a_process_that_is_not_ready_in_time_is_given_up_and_the_start_fai
 @in_loop
 async def test_a_device_thread_that_hangs_is_killed(tmp_path: Path) -> None:
     path = model(tmp_path, faults=[fault("stall", "hang now", after_tokens=3, duration="60s")])
-    async with serving(settings(path, stall_timeout="400ms")) as engine:
+    async with serving(settings(path, stall_timeout="1500ms")) as engine:
         began = time.monotonic()
         events = await answer(engine, chat("hang now", tokens=50))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         last = events[-1]
         assert isinstance(last, Failed)
         assert "device thread has not come round" in last.message
@@ -176,7 +176,7 @@ async def test_a_device_thread_that_hangs_is_killed(tmp_path: Path) -> None:
 
 @in_loop
 async def test_a_process_that_stops_altogether_is_killed(tmp_path: Path) -> None:
-    async with serving(settings(model(tmp_path), stall_timeout="400ms")) as engine:
+    async with serving(settings(model(tmp_path), stall_timeout="1500ms")) as engine:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(answer(engine, chat(tokens=4000)))
             await until(lambda: engine.health().scheduler.running == 1, "it runs")

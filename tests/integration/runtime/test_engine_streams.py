@@ -144,11 +144,11 @@ async def test_a_reader_that_goes_while_it_waits_leaves_no_trace(tmp_path: Path)
 @in_loop
 async def test_a_request_ends_when_its_time_is_over(tmp_path: Path) -> None:
     async with serving(settings(model(tmp_path))) as engine:
-        events = await answer(engine, chat(tokens=4000), RunOptions(timeout_ns=150 * MS))
+        events = await answer(engine, chat(tokens=4000), RunOptions(timeout_ns=600 * MS))
         last = events[-1]
         assert isinstance(last, Failed)
         assert (last.kind, last.status, last.retryable) == ("timeout", 504, True)
-        assert 0 < counted(events) < 200
+        assert 0 < counted(events) < 400
         assert [event.seq for event in events] == list(range(len(events)))
         assert engine.health().scheduler.running == 0
 
@@ -167,10 +167,10 @@ async def test_a_request_whose_time_is_over_while_it_waits_is_refused(tmp_path: 
 
 @in_loop
 async def test_a_time_for_all_requests_comes_from_the_settings(tmp_path: Path) -> None:
-    async with serving(settings(model(tmp_path), request_timeout="100ms")) as engine:
+    async with serving(settings(model(tmp_path), request_timeout="600ms")) as engine:
         last = (await answer(engine, chat(tokens=4000)))[-1]
         assert isinstance(last, Failed)
-        assert "within 100ms" in last.message
+        assert "within 600ms" in last.message
 
 
 @in_loop
