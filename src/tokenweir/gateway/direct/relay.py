@@ -77,6 +77,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     endpoint: str = ""
     count: TokenCount | None = None
     chunks: int = 0
+    answered: bool = False
     relayed: bool = False
     ending: Ending = "failed"
 
@@ -194,6 +195,7 @@ class Direct:
         raise OverloadedError(f"no endpoint of the model {model!r} answered", mend="try again shortly")
 
     async def _pass_on(self, exchange: Exchange, answer: Answer, sink: Sink) -> None:
+        exchange.answered = answer.status == _OK
         headers = [(name, value) for name, value in answer.headers if name in _PASSED]
         headers.extend(rate_headers(exchange.granted.headroom, self._clock.wall_ns()))
         if exchange.body.stream and answer.status == _OK:
@@ -234,7 +236,7 @@ class Direct:
         source: UsageSource = "server"
         if count is None:
             # A server that did not say, or a stream that was left: what came is counted.
-            asked = exchange.ending != "failed" or exchange.relayed
+            asked = exchange.answered or exchange.ending == "cancelled"
             count = TokenCount(
                 input_tokens=prompt_tokens(body.prompt_bytes) if asked else 0, output_tokens=exchange.chunks
             )
