@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Final
 
 import click
 
 from tokenweir.app import Settings
 from tokenweir.app.gateway import first_key, opener
 from tokenweir.cli.start import start
-from tokenweir.config import EndpointSettings
+from tokenweir.config import EndpointSettings, home
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.running import Gateway, run
+from tokenweir.runtime.process import RuntimeProcess, can_serve
+from tokenweir.runtime.shipped import shipped_model
 from tokenweir.sim.process import SimProcess
+
+_NOTES: Final = {
+    False: "this is the small model that ships, served on this machine",
+    True: "MLX is not installed, so this model is simulated and makes up its answers",
+}
 
 
 @click.command()
@@ -28,21 +36,27 @@ from tokenweir.sim.process import SimProcess
 def command(*, host: str | None, port: int | None, ready_file: Path | None) -> None:
     """Open one door before your model servers: OpenAI's interface, API keys, exact quotas, a usage ledger.
 
-    The models are those of the [[endpoints]] in the settings; without any, a simulated model is started, so that
-    there is something to ask. The first start prints an API key, once. Ctrl-C lets answers on their way finish; a
-    second one does not wait.
+    The models are those of the [[endpoints]] in the settings; without any, the small model that ships is served, or
+    a simulated one where MLX is not installed. The first start prints an API key, once. Ctrl-C lets answers on their
+    way finish; a second one does not wait.
     """
     settings = start({"gateway.host": host, "gateway.port": port})
     key = first_key(settings)
     with contextlib.ExitStack() as local:
-        endpoints = settings.endpoints or (_simulated(local),)
+        endpoints = settings.endpoints or (_local(local),)
         run(
             opener(settings, endpoints),
             lambda gateway: _announce(gateway, settings, key, ready_file),
         )
 
 
-def _simulated(local: contextlib.ExitStack) -> EndpointSettings:
+def _local(local: contextlib.ExitStack) -> EndpointSettings:
+    """Start a model of this machine: the one that ships, or a simulated one where none can be served."""
+    model = shipped_model()
+    if model is not None and can_serve():
+        log = home() / "runtime.log"
+        server = local.enter_context(RuntimeProcess(model, log))
+        return EndpointSettings(name="local", kind="tokenweir", url=server.url, model=server.model)
     simulator = local.enter_context(SimProcess())
     return EndpointSettings(name="local", kind="sim", url=simulator.url, model="sim")
 
@@ -58,7 +72,7 @@ def _announce(gateway: Gateway, settings: Settings, key: str | None, ready_file:
             ) from None
     lines = [f"weir up: {gateway.url} ready", f"  models  {', '.join(gateway.pool.models)}"]
     if not settings.endpoints:
-        lines.append("  note    no endpoint is configured: this model is simulated and makes up its answers")
+        lines.append(f"  note    no endpoint is configured: {_NOTES[gateway.pool.models[0] == 'sim']}")
     if key is not None:
         lines.append(f"  key     {key}   (shown once; make more with weir keys create)")
     click.echo("\n".join(lines))

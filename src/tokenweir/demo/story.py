@@ -9,13 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from tokenweir.bench.corpora.shipped import shipped_prose
 from tokenweir.bench.records.model import LoadResult, Run
 from tokenweir.core.errors import MissingExtraError, ResourceError, UnlikeError, WeirError
 from tokenweir.demo.commands import Commands
-from tokenweir.demo.model_server import ModelServer
 from tokenweir.demo.telling import Teller
-from tokenweir.demo.tiny_model import build_tiny_model
+from tokenweir.runtime.process import RuntimeProcess
+from tokenweir.runtime.shipped import shipped_model
 from tokenweir.sim.process import SimFlags, SimProcess
 
 STEPS = 5
@@ -88,9 +87,8 @@ class Demo:
         teller.note(f"simulator    {simulator.url}")
         simulated = Endpoint(name="simulator", url=simulator.url, model="sim", backend="sim")
         try:
-            with teller.busy("building a model of two million parameters and starting mlx_lm.server on it"):
-                model = build_tiny_model(self._options.out / "model", shipped_prose().split("\n\n"))
-                server = servers.enter_context(ModelServer(model, self._log("mlx_lm.log")))
+            with teller.busy("starting weir runtime on the model that ships"):
+                server = servers.enter_context(RuntimeProcess(_model(), self._log("runtime.log")))
         except (MissingExtraError, ResourceError) as error:
             teller.warn(f"no real model server: {error}")
             second = servers.enter_context(SimProcess(**_BEFORE))
@@ -100,11 +98,11 @@ class Demo:
                 simulated,
                 Endpoint(name="second", url=second.url, model="sim", backend="openai"),
             )
-        teller.note(f"mlx_lm.server {server.url}")
+        teller.note(f"weir runtime {server.url}")
         return (
             simulator,
             simulated,
-            Endpoint(name="real", url=server.url, model=server.model, backend="openai"),
+            Endpoint(name="real", url=server.url, model=server.model, backend="tokenweir"),
         )
 
     def _sweep(self, simulated: Endpoint) -> Path:
@@ -213,6 +211,16 @@ class Demo:
         directory = self._options.out / "logs"
         directory.mkdir(parents=True, exist_ok=True)
         return directory / name
+
+
+def _model() -> Path:
+    model = shipped_model()
+    if model is None:
+        raise MissingExtraError(
+            "the model that ships is not in this installation",
+            mend="run from a checkout, or install the wheel",
+        )
+    return model
 
 
 def _row(load: LoadResult) -> Sequence[str]:
