@@ -16,6 +16,7 @@ import msgspec
 
 from tokenweir.bench.engine.live import LiveFigures, read_live
 from tokenweir.bench.engine.plan import FinishPlan, WorkerPlan, write_plan
+from tokenweir.bench.engine.pool import create_pool
 from tokenweir.bench.finishing.glimpse import Ints, read_glimpse
 from tokenweir.core.errors import DescriptorError, DiskFullError, UnreachableError, WeirError
 
@@ -55,7 +56,7 @@ class Crew:
         for plan in self._plans:
             path = Path(plan.folder) / "plan.json"
             write_plan(path, plan)
-            self._spawn(path, Path(plan.folder) / "finish-plan.json", plan.payloads_fd)
+            self._spawn(path, plan)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -151,34 +152,19 @@ class Crew:
             finishing=finishing,
         )
 
-    def _spawn(self, plan: Path, finish_plan: Path, payloads_fd: int) -> None:
+    def _spawn(self, path: Path, plan: WorkerPlan) -> None:
+        pool = create_pool(path.parent, portable=plan.portable_poller)
         readable, writable = os.pipe()
         try:
-            capture = [sys.executable, "-m", "tokenweir.bench.engine.worker", str(plan), str(writable)]
-            # A group of their own: Ctrl-C reaches the parent alone, which then tells them what to do.
+            capture = ["tokenweir.bench.engine.worker", str(path), str(writable), str(pool)]
             self._captures.append(
-                subprocess.Popen(
-                    capture,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    pass_fds=(writable, payloads_fd),
-                    process_group=0,
-                )
+                _start(capture, stdin=subprocess.PIPE, pass_fds=(writable, pool, plan.payloads_fd))
             )
-            finish = [sys.executable, "-m", "tokenweir.bench.finishing.process", str(finish_plan)]
-            self._finishers.append(
-                subprocess.Popen(
-                    finish,
-                    stdin=readable,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    process_group=0,
-                )
-            )
+            finish = ["tokenweir.bench.finishing.process", str(path.parent / "finish-plan.json"), str(pool)]
+            self._finishers.append(_start(finish, stdin=readable, pass_fds=(pool,)))
         finally:
-            os.close(readable)
-            os.close(writable)
+            for fd in (readable, writable, pool):
+                os.close(fd)
 
     def _heed(self, process: subprocess.Popen[bytes]) -> None:
         said = process.stdout.readline().decode() if process.stdout is not None else ""
@@ -223,3 +209,15 @@ class Crew:
             message = f"a worker failed: {said.rpartition(chr(10))[2] or process.returncode!r}"
             raise WeirError(message, mend="please report it with the lines in run.log")
         self.died.append(process.returncode or 0)
+
+
+def _start(module: Sequence[str], *, stdin: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a module with its arguments, in a group of its own: Ctrl-C reaches the parent, which tells the others."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *module],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+        process_group=0,
+    )

@@ -25,14 +25,14 @@ class Answers:
     head it began with: an answer that is not streamed is mostly like one before.
     """
 
-    __slots__ = ("_exact", "_known", "_mode", "heads", "keep", "left", "spoilt", "tails", "usual")
+    __slots__ = ("_known", "_mode", "exact", "heads", "keep", "left", "spoilt", "tails", "usual")
 
     def __init__(self, mode: list[int]) -> None:
         self._mode = mode
         self._known: dict[bytes, framing.Head] = {}
         self.heads: dict[int, bytes] = {}
         self.usual: dict[int, bytes] = {}
-        self._exact: dict[int, framing.Dechunker] = {}
+        self.exact: dict[int, framing.Dechunker] = {}
         self.tails: dict[int, bytes] = {}
         self.spoilt: set[int] = set()
         self.left: list[int] = [0] * len(mode)
@@ -50,21 +50,19 @@ class Answers:
 
     def renew(self, fd: int) -> None:
         """Make ready for the next answer on a connection whose last one was whole."""
-        if self._exact:
-            self._exact.pop(fd, None)
-            self.tails.pop(fd, None)
+        self.exact.pop(fd, None)
+        self.tails.pop(fd, None)
 
     def forget(self, fd: int) -> None:
         """Drop what is kept of an answer that is over."""
         self.left[fd] = 0
         self.spoilt.discard(fd)
-        for kept in (self.tails, self.heads, self._exact):
+        for kept in (self.tails, self.heads, self.exact):
             if kept:
                 kept.pop(fd, None)
 
-    def head(self, fd: int, view: memoryview) -> int:
+    def head(self, fd: int, read: bytes) -> int:
         """Take in a read while a head is awaited; return ``MORE``, ``WHOLE`` or ``BAD``."""
-        read = bytes(view)
         if self.heads:
             read = self.heads.pop(fd, b"") + read
         blank = read.find(b"\r\n\r\n")
@@ -85,7 +83,7 @@ class Answers:
             return WHOLE
         if head.status < _FIRST_FINAL:
             # An interim answer: what follows its blank line is another head.
-            return self.head(fd, memoryview(read)[blank + 4 :]) if body else MORE
+            return self.head(fd, read[blank + 4 :]) if body else MORE
         self.keep[fd] = head.keep_alive and fd not in self.spoilt
         if head.length >= 0:
             self.left[fd] = head.length - body
@@ -96,15 +94,15 @@ class Answers:
             return MORE
         self._mode[fd] = Mode.CHUNKED
         if head.trailers:
-            self._exact[fd] = framing.Dechunker()
+            self.exact[fd] = framing.Dechunker()
             # An entry among the tails makes the loop show every read of this answer.
             self.tails[fd] = b""
         return self.tail(fd, b"\r\n" + read[blank + 4 :], skip=2) if body else MORE
 
     def tail(self, fd: int, read: bytes, *, skip: int = 0) -> int:
         """Judge a chunked read that is short, or ends as a last chunk may; ``skip`` bytes of it are not the body's."""
-        if self._exact and fd in self._exact:
-            exact = self._exact[fd]
+        if self.exact and fd in self.exact:
+            exact = self.exact[fd]
             exact.feed(read[skip:])
             return WHOLE if exact.whole else BAD if exact.bad else MORE
         whole, kept = framing.last_chunk_tail(self.tails.pop(fd, b""), read[-_TAIL_BYTES:])

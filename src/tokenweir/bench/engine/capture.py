@@ -20,22 +20,17 @@ from tokenweir.bench.engine.connections import Connections, Mode
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.pacing import Pacing
 from tokenweir.bench.engine.plan import WorkerPlan, load_payloads
-from tokenweir.bench.engine.segment import ROOM_BYTES, SEGMENT_BYTES, End, Segment, SegmentWriter
+from tokenweir.bench.engine.segment import LINE, End, Outlet, Segment
+from tokenweir.bench.engine.waking import EMPTY_POLL_NS, Doze, Spin
 from tokenweir.poller import NEVER, READ, WRITE, Poller
 
 _TICK_NS: Final = 100_000_000
 _LATE_NS: Final = 1_000_000_000
 """How often, at the least, open requests are walked for those that are late; the walk is a pause in the loop."""
-_FLUSH_NS: Final = 500_000_000
+_FLUSH_NS: Final = 250_000_000
 _REST_NS: Final = 100_000_000
 """How long a closed loop's slot rests after a connection could not be made, lest a dead server be hammered."""
 _WARM_NS: Final = 10_000_000_000
-_DOZE_S: Final = 200e-6
-_DOZE_ROOM_NS: Final = 500_000
-"""A doze may last twice as long as asked for; a request due sooner than that forbids it."""
-_DOZE_READS: Final = 1000
-_DOZE_READS_PER_STREAM: Final = 40
-"""Reads in a tick from which dozing pays, and per stream up to which it is harmless: a gap of 2.5 ms or more."""
 _BURST: Final = 32
 """Requests sent in a row before the loop reads again."""
 _SHORT: Final = 8
@@ -44,6 +39,9 @@ _CONNECTING: Final = 128
 """Connections being made at once: accept queues are finite."""
 
 _unpack_stamp = stamps.STAMP.unpack
+_line = LINE.pack
+_HEAD: Final = Mode.HEAD
+_WHOLE: Final = End.WHOLE
 
 
 class Capture:
@@ -54,21 +52,22 @@ class Capture:
         plan: WorkerPlan,
         *,
         poller: Poller,
-        writer: SegmentWriter,
+        outlet: Outlet,
         payload_of: Sequence[int],
         live: LiveCounters,
         control_fd: int,
     ) -> None:
         self._plan = plan
         self._poller = poller
-        self._writer = writer
+        self._outlet = outlet
         self._payload_of = payload_of
         self._cycle = len(payload_of)
         self._payloads = load_payloads(plan.payloads_fd, Path(plan.payload_ends))
         self._live = live
         self._connections = Connections(plan, poller)
-        self._segment = Segment()
+        self._segment = outlet.first
         self._pacing = Pacing(start_ns=0, total=0, schedule=None, slots=0)
+        self.spin = Spin()
         self._waiting: deque[tuple[int, int]] = deque()
         size = len(self._connections.mode)
         self._request: list[int] = [-1] * size
@@ -79,8 +78,8 @@ class Capture:
         self._tick_ns = self._flush_ns = self._late_ns = 0
         self._stop_ns = NEVER
         self._cancelled = False
-        self._dozing = False
-        self._read_before = 0
+        self._doze = Doze()
+        self._reads = 0
         self.unstamped = 0
         self.retried = 0
         self._connections.reserve(control_fd, Mode.CONTROL)
@@ -113,23 +112,25 @@ class Capture:
             start_ns=start_ns, total=total, schedule=schedule, slots=plan.slots, stop_ns=stop_ns
         )
         self._stop_ns = stop_ns
+        self.spin = Spin(None if plan.slots else schedule)
         self._measure_offset()
         self._loop()
-        self._live.publish(time.monotonic_ns())
+        self._live.publish(time.monotonic_ns(), self._pacing.next)
         self._connections.close_all()
         self._measure_offset()
-        self._writer.close(self._segment)
+        self._outlet.put(self._segment)
 
     def _loop(self) -> None:  # noqa: C901, PLR0912, PLR0915 - one function: a call per read costs a fifth of the read
         clock = time.monotonic_ns
-        pacing, wait = self._pacing, self._poller.wait
+        pacing, doze, spin, wait = self._pacing, self._doze, self.spin, self._poller.wait
         mode, receive, request = self._connections.mode, self._connections.receive, self._request
-        answers, begun = self._answers, framing.LAST_CHUNK_BEGUN
+        answers, ends = self._answers, framing.LAST_CHUNK_ENDS
         left, tails, keep, usual = answers.left, answers.tails, answers.keep, answers.usual
         heads, spoilt = answers.heads, answers.spoilt
+        # A class's attribute costs a look-up each time.
+        chunked, head, counted = Mode.CHUNKED, Mode.HEAD, Mode.LENGTH
         segment = self._segment
-        view, raw, used = segment.view, segment.raw, 0
-        limit = SEGMENT_BYTES - ROOM_BYTES
+        view, raw, used = segment.view, segment.slot, 0
         while not self._done():
             now = clock()
             if now >= self._tick_ns:
@@ -137,12 +138,17 @@ class Capture:
                 self._tick(now)
                 if segment is not self._segment:
                     segment = self._segment
-                    view, raw, used = segment.view, segment.raw, 0
+                    view, raw, used = segment.view, segment.slot, 0
             if now >= pacing.due_ns:
                 self._dispatch(now)
-            if self._dozing and pacing.due_ns > now + _DOZE_ROOM_NS:
-                time.sleep(_DOZE_S)
-            for fd, ready in wait(min(pacing.due_ns, self._tick_ns)):
+                now = clock()
+            if doze.seconds and pacing.due_ns > now + doze.room_ns + spin.lead_ns:
+                time.sleep(doze.seconds)
+            awake = 0 < pacing.due_ns - now < spin.lead_ns
+            events = wait(0 if awake else min(pacing.due_ns - spin.lead_ns, self._tick_ns))
+            if awake and not events:
+                spin.spent_ns += min(clock() - now, EMPTY_POLL_NS)
+            for fd, ready in events:
                 kind = mode[fd]
                 if kind <= 0:
                     self._attend(fd, kind, ready)
@@ -162,27 +168,27 @@ class Capture:
                 segment.requests.append(request[fd])
                 segment.offsets.append(end)
                 segment.stamps += stamp
-                if kind == Mode.CHUNKED:
-                    if count < _SHORT or fd in tails or raw.endswith(begun, used, end):
-                        self._end(fd, answers.tail(fd, bytes(view[used:end])), stamp)
-                elif kind == Mode.HEAD:
+                if kind == chunked:
+                    if count < _SHORT or fd in tails or raw[end - 4 : end] in ends:
+                        self._end(fd, answers.tail(fd, raw[used:end]), stamp)
+                elif kind == head:
                     like = usual.get(count)
-                    if like is not None and raw.startswith(like, used) and not (heads or spoilt):
+                    if like is not None and raw[used : used + len(like)] == like and not (heads or spoilt):
                         keep[fd] = True
                         self._whole(fd, stamp)
                     else:
-                        self._end(fd, answers.head(fd, view[used:end]), stamp)
-                elif kind == Mode.LENGTH:
+                        self._end(fd, answers.head(fd, raw[used:end]), stamp)
+                elif kind == counted:
                     left[fd] -= count
                     if left[fd] <= 0:
                         self._whole(fd, stamp)
                 used = end
-                if used > limit:
+                if used > segment.limit:
                     segment.used = used
                     segment = self._hand_over()
-                    view, raw, used = segment.view, segment.raw, 0
-                if clock() >= pacing.due_ns:
-                    self._dispatch(clock())
+                    view, raw, used = segment.view, segment.slot, 0
+                if pacing.due_ns != NEVER and (now := clock()) >= pacing.due_ns:
+                    self._dispatch(now)
         segment.used = used
 
     def _done(self) -> bool:
@@ -240,9 +246,9 @@ class Capture:
             self._since[fd] = sent
             connections.await_writable(fd)
             return
-        connections.mode[fd] = Mode.HEAD
+        connections.mode[fd] = _HEAD
         self._since[fd] = sent
-        self._segment.sends.extend((index, connections.number[fd], scheduled, sent))
+        self._segment.sends += _line(index, connections.number[fd], scheduled, sent)
 
     def _send_rest(self, fd: int) -> None:
         data, scheduled = self._unsent[fd]
@@ -260,12 +266,15 @@ class Capture:
         del self._unsent[fd]
         self._since[fd] = sent
         self._connections.await_answer(fd)
-        self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, sent))
+        self._note_send(fd, scheduled, sent)
+
+    def _note_send(self, fd: int, scheduled: int, sent: int) -> None:
+        self._segment.sends += _line(self._request[fd], self._connections.number[fd], scheduled, sent)
 
     def _answered_early(self, fd: int) -> None:
         """The server answers, or closes, before it has read all: its answer is read, the rest never sent."""
         _, scheduled = self._unsent.pop(fd)
-        self._segment.sends.extend((self._request[fd], self._connections.number[fd], scheduled, -1))
+        self._note_send(fd, scheduled, -1)
         self._connections.used[fd] = False
         self._answers.spoilt.add(fd)
         self._connections.await_answer(fd)
@@ -281,29 +290,30 @@ class Capture:
         """The answer is whole: its connection takes the slot's next request, rests, or is closed."""
         seconds, nanoseconds = _unpack_stamp(stamp)
         at = seconds * 1_000_000_000 + nanoseconds - self._offset_ns
-        if self._answers.keep[fd] and not self._answers.left[fd]:
+        answers = self._answers
+        if answers.keep[fd] and not answers.left[fd]:
             following = -1 if self._waiting else self._pacing.turn(at)
             if following >= 0:
-                self._segment.ends.extend((self._request[fd], End.WHOLE, 0, at))
-                self._live.turn()
-                self._answers.renew(fd)
+                self._segment.ends += _line(self._request[fd], _WHOLE, 0, at)
+                if answers.exact:
+                    answers.renew(fd)
                 self._connections.used[fd] = True
                 self._transmit(fd, following, at)
                 return
-        self._finish(fd, End.WHOLE, at)
+        self._finish(fd, _WHOLE, at)
 
     def _finish(self, fd: int, how: int, at: int) -> None:
         """End the exchange on ``fd`` at a time; its connection rests or is closed."""
-        self._segment.ends.extend((self._request[fd], how, 0, at))
+        self._segment.ends += _line(self._request[fd], how, 0, at)
         self._request[fd] = -1
         connections = self._connections
-        if how == End.WHOLE and self._answers.keep[fd] and not self._answers.left[fd]:
+        if how == _WHOLE and self._answers.keep[fd] and not self._answers.left[fd]:
             connections.used[fd] = True
             connections.rest(fd)
         else:
             connections.close(fd)
         self._forget(fd)
-        self._live.finish(ok=how in {End.WHOLE, End.EOF})
+        self._live.finish(ok=how in {_WHOLE, End.EOF})
         self._pacing.release(at)
         if self._waiting:
             self._serve_waiting()
@@ -328,16 +338,17 @@ class Capture:
             self._serve_waiting()
             return
         if fd in self._unsent:
-            self._segment.sends.extend((index, connections.number[fd], self._unsent[fd][1], -1))
+            self._note_send(fd, self._unsent[fd][1], -1)
         self._finish(fd, how, time.monotonic_ns())
 
     def _scheduled_of(self, fd: int) -> int:
         if fd in self._unsent:
             return self._unsent[fd][1]
         sends = self._segment.sends
-        for position in range(len(sends) - 4, -1, -4):
-            if sends[position] == self._request[fd]:
-                return sends[position + 2]
+        for position in range(len(sends) - LINE.size, -1, -LINE.size):
+            request, _, scheduled, _ = LINE.unpack_from(sends, position)
+            if request == self._request[fd]:
+                return int(scheduled)
         return self._since[fd]
 
     def _attend(self, fd: int, kind: int, ready: int) -> None:
@@ -377,8 +388,8 @@ class Capture:
             return
         index, scheduled = self._waiting.popleft()
         now = time.monotonic_ns()
-        self._segment.sends.extend((index, -1, scheduled, -1))
-        self._segment.ends.extend((index, End.CONNECT, code, now))
+        self._segment.sends += _line(index, -1, scheduled, -1)
+        self._segment.ends += _line(index, End.CONNECT, code, now)
         self._live.finish(ok=False)
         self._pacing.release(now + _REST_NS)
 
@@ -405,44 +416,32 @@ class Capture:
         for fd, index in enumerate(self._request):
             if index >= 0 and self._connections.mode[fd] != Mode.UNUSED:
                 if fd in self._unsent:
-                    self._segment.sends.extend((index, self._connections.number[fd], self._unsent[fd][1], -1))
-                self._segment.ends.extend((index, End.CANCELLED, 0, now))
+                    self._note_send(fd, self._unsent[fd][1], -1)
+                self._segment.ends += _line(index, End.CANCELLED, 0, now)
         for index, scheduled in self._waiting:
-            self._segment.sends.extend((index, -1, scheduled, -1))
-            self._segment.ends.extend((index, End.UNSENT, 0, now))
+            self._segment.sends += _line(index, -1, scheduled, -1)
+            self._segment.ends += _line(index, End.UNSENT, 0, now)
         self._waiting.clear()
         self._cancelled = True
 
     def _tick(self, now: int) -> None:
         """What need not happen at once: timeouts, the clock offset, the live figures, a part-filled segment."""
         self._tick_ns = now + _TICK_NS
-        self._consider_dozing()
+        if self._plan.kernel_stamps:
+            self._doze.tick(now, self._reads + len(self._segment.requests), self._live.in_flight)
+        self.spin.tick(now)
         if now >= self._stop_ns:
             self._pacing.stop()
         if now >= self._late_ns:
             self._late_ns = now + max(_TICK_NS, min(self._plan.timeout_ns // 20, _LATE_NS))
             self._time_out(now)
-        self._live.publish(now)
+        self._live.publish(now, self._pacing.next)
         if now >= self._flush_ns:
             self._flush_ns = now + _FLUSH_NS
             if self._segment.empty():
                 self._measure_offset()
-            elif self._writer.idle():
+            elif self._outlet.ready(self._segment):
                 self._hand_over()
-
-    def _consider_dozing(self) -> None:
-        """Doze between reads when they come so fast that being woken for each would cost more than reading it.
-
-        The kernel has stamped them, so reading a little later changes no measurement as long as a stream's chunks
-        do not come so fast that two would meet in one read.
-        """
-        handed_over, self._read_before = self._read_before, len(self._segment.requests)
-        reads = self._read_before - handed_over
-        if reads < 0:
-            # The segment changed within the tick: its reads alone are a lower bound.
-            reads = self._read_before
-        streams = max(1, self._live.in_flight)
-        self._dozing = self._plan.kernel_stamps and _DOZE_READS <= reads <= streams * _DOZE_READS_PER_STREAM
 
     def _time_out(self, now: int) -> None:
         limit = now - self._plan.timeout_ns
@@ -454,20 +453,20 @@ class Capture:
         ]
         for fd in late:
             if fd in self._unsent:
-                number = self._connections.number[fd]
-                self._segment.sends.extend((self._request[fd], number, self._unsent[fd][1], -1))
+                self._note_send(fd, self._unsent[fd][1], -1)
             self._finish(fd, End.TIMEOUT, now)
         while self._waiting and self._waiting[0][1] < limit:
             index, scheduled = self._waiting.popleft()
-            self._segment.sends.extend((index, -1, scheduled, -1))
-            self._segment.ends.extend((index, End.TIMEOUT, 0, now))
+            self._segment.sends += _line(index, -1, scheduled, -1)
+            self._segment.ends += _line(index, End.TIMEOUT, 0, now)
             self._live.finish(ok=False)
             self._pacing.release(now)
 
     def _hand_over(self) -> Segment:
         # A measurement at each border brackets every stamp in the segment.
         self._measure_offset()
-        self._segment = self._writer.put(self._segment)
+        self._reads += len(self._segment.requests)
+        self._segment = self._outlet.put(self._segment)
         return self._segment
 
     def _measure_offset(self) -> None:

@@ -11,6 +11,10 @@ from typing import Final, NamedTuple
 LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 LAST_CHUNK_BEGUN: Final = (b"\r\n\r\n", b"\r\n0\r\n\r", b"\r\n0\r\n", b"\r\n0\r", b"\r\n0")
 """What a read can end with when the last chunk has begun to arrive; with the first it may be all there."""
+LAST_CHUNK_ENDS: Final = frozenset(
+    (bytes((before,)) + begun)[-4:] for begun in LAST_CHUNK_BEGUN for before in range(256)
+)
+"""The last 4 bytes of every read that ends so."""
 _LAST_CHUNK_FORMS: Final = re.compile(
     rb"(?:\A|\r\n)0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n)*\r\n\Z"
 )

@@ -24,36 +24,30 @@ class LiveFigures(NamedTuple):
 class LiveCounters:
     """The worker's side. One writer; a reader may see figures of two moments mixed, which a display can bear."""
 
-    __slots__ = ("_map", "completed", "failed", "in_flight", "in_flight_max", "sent")
+    __slots__ = ("_map", "failed", "in_flight", "in_flight_max", "sent")
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(_COUNTERS.size))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _COUNTERS.size)
-        self.sent = self.completed = self.failed = self.in_flight = self.in_flight_max = 0
+        self.sent = self.failed = self.in_flight = self.in_flight_max = 0
 
     def begin(self) -> None:
         """Count a request taken up."""
-        self.sent += 1
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
-    def turn(self) -> None:
-        """Count an exchange ended well and the next one taken up in its place."""
-        self.completed += 1
-        self.sent += 1
-
     def finish(self, *, ok: bool) -> None:
-        """Count an exchange ended; ``ok`` as far as the socket can tell."""
+        """Count an exchange ended with none in its place; ``ok`` as far as the socket can tell."""
         self.in_flight -= 1
-        if ok:
-            self.completed += 1
-        else:
+        if not ok:
             self.failed += 1
 
-    def publish(self, now_ns: int) -> None:
-        """Make the figures visible to the reader."""
-        figures = (now_ns, self.sent, self.completed, self.failed, self.in_flight, self.in_flight_max)
+    def publish(self, now_ns: int, sent: int) -> None:
+        """Make the figures visible to the reader, ``sent`` requests having been taken up so far."""
+        self.sent = sent
+        completed = sent - self.failed - self.in_flight
+        figures = (now_ns, sent, completed, self.failed, self.in_flight, self.in_flight_max)
         _COUNTERS.pack_into(self._map, 0, *figures)
 
 

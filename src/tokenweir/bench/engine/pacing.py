@@ -16,7 +16,7 @@ class Pacing:
     request also needs a free slot, and is scheduled for when its slot became free.
     """
 
-    __slots__ = ("_free", "_open", "_schedule", "_start_ns", "_stop_ns", "_total", "due_ns", "next")
+    __slots__ = ("_free", "_open", "_schedule", "_start_ns", "_stop_ns", "_total", "_turns", "due_ns", "next")
 
     def __init__(
         self, *, start_ns: int, total: int, schedule: Sequence[int] | None, slots: int, stop_ns: int = NEVER
@@ -24,6 +24,7 @@ class Pacing:
         self._start_ns = start_ns
         self._schedule = schedule
         self._open = slots == 0
+        self._turns = slots > 0 and schedule is None
         self._free = deque([start_ns] * slots)
         self._total = total
         self._stop_ns = stop_ns
@@ -51,9 +52,7 @@ class Pacing:
         The short way of ``release`` and ``take`` for a closed loop without a rate cap.
         """
         index = self.next
-        if self._free or self._open or self._schedule is not None or index >= self._total:
-            return -1
-        if now_ns >= self._stop_ns:
+        if self._free or not self._turns or index >= self._total or now_ns >= self._stop_ns:
             return -1
         self.next = index + 1
         return index

@@ -16,7 +16,6 @@ import sys
 from typing import Final
 
 _NICE_FIRST: Final = -10
-_NICE_BETWEEN: Final = 10
 _NICE_LAST: Final = 19
 _SLICE_NS: Final = 100_000
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
@@ -33,12 +32,6 @@ def go_first() -> None:
         wanted = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, 0, nice, 0, _SLICE_NS, 0, 0)
         # A kernel before 6.12 ignores the slice, a stricter one refuses the call; both leave things as they were.
         ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, wanted, 0)
-
-
-def go_between() -> None:
-    """Let this thread run after the capture's own and before what goes last."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE_BETWEEN)
 
 
 def go_last() -> None:

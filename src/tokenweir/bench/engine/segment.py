@@ -1,38 +1,36 @@
 """What a capture leaves behind: segments of raw bytes with the stamps and requests they belong to.
 
-The capture appends to a buffer in memory; a thread writes full buffers to files (the system call releases the
-interpreter lock, so the capture does not wait for the disk) and tells the finishing process by one byte
-count per file. Nothing is parsed on this side.
+A segment is filled in a slot, memory that the finishing process sees too: reads go straight into it. It is handed over
+by putting its tables behind its raw bytes and announcing the slot's number with a byte. Where no other slot is free,
+because the finishing process is late, or where the tables are too long, it goes to a file instead, so nothing is
+lost and memory stays as it is. Nothing is parsed on this side.
 
-File layout, little endian int64 unless said: magic, reads, sends, ends, clocks, raw bytes; then per read its
-request and its end offset in the raw bytes; per read 16 bytes of stamp (seconds, nanoseconds of CLOCK_REALTIME);
-per send (request, connection, scheduled, sent); per end (request, how, detail, at); per clock (monotonic, offset);
-then the raw bytes.
+Layout of slots and files, little endian int64: raw bytes, filled up to a multiple of 8; per read its request; per read
+its end offset in the raw bytes; per read its stamp (seconds, nanoseconds of CLOCK_REALTIME); per send (request,
+connection, scheduled, sent); per end (request, how, detail, at); per clock (monotonic, offset). The head comes last
+of all: magic, reads, sends, ends, clocks, raw bytes. A slot whose head is blank is free.
 """
 
 from __future__ import annotations
 
-import contextlib
+import mmap
 import os
-import queue
-import sys
-import threading
+import struct
 from array import array
 from pathlib import Path
 from typing import Final
 
-from tokenweir.bench.engine.priority import go_between
+from tokenweir.bench.engine.pool import map_pool
 from tokenweir.core.errors import DiskFullError
 
 MAGIC: Final = 0x5745_4952_5345_4731
-HEAD_BYTES: Final = 48
-SEGMENT_BYTES: Final = 4 << 20
-"""Raw bytes in a segment: large enough that a write is rare, small enough that three are cheap to hold."""
-IO_BYTES: Final = 64 << 10
-"""One system call moves this much: within one, some kernels let nobody else run, and the capture must not wait."""
+HEAD: Final = struct.Struct("=6q")
+LINE: Final = struct.Struct("=4q")
+"""A line of ``sends`` or ``ends``."""
 ROOM_BYTES: Final = 64 << 10
 """A read may bring this much, so a segment with less room is full."""
-SPARE_SEGMENTS: Final = 2
+SPILLED: Final = 255
+"""Announced instead of a slot's number: the next file."""
 
 
 class End:
@@ -49,18 +47,27 @@ class End:
 
 
 class Segment:
-    """One buffer being filled. The capture appends to its arrays directly."""
+    """A slot being filled. The capture appends to the tables directly; ``view`` is where reads go, full at ``limit``.
 
-    __slots__ = ("clocks", "ends", "offsets", "raw", "requests", "sends", "stamps", "used", "view")
+    ``sends`` and ``ends`` hold packed lines, because packing is quicker than extending an array by four.
+    """
 
-    def __init__(self) -> None:
-        self.raw = bytearray(SEGMENT_BYTES)
-        self.view = memoryview(self.raw)
+    __slots__ = ("clocks", "ends", "limit", "offsets", "requests", "sends", "slot", "stamps", "used", "view")
+
+    def __init__(self, slot: mmap.mmap) -> None:
+        raw = len(slot) // 8 * 5
+        self.slot = slot
+        self.view = memoryview(slot)[:raw]
+        self.limit = raw - ROOM_BYTES
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
         self.requests = array("q")
         self.offsets = array("q")
         self.stamps = bytearray()
-        self.sends = array("q")
-        self.ends = array("q")
+        self.sends = bytearray()
+        self.ends = bytearray()
         self.clocks = array("q")
         self.used = 0
 
@@ -68,107 +75,88 @@ class Segment:
         """Whether nothing was recorded."""
         return not (self.requests or self.sends or self.ends)
 
-    def clear(self) -> None:
-        """Forget what was recorded, keeping the memory of the raw buffer."""
-        self.requests = array("q")
-        self.offsets = array("q")
-        self.stamps = bytearray()
-        self.sends = array("q")
-        self.ends = array("q")
-        self.clocks = array("q")
-        self.used = 0
+    def free(self) -> bool:
+        """Whether the finishing process has done with what the slot held."""
+        return not self.slot[-HEAD.size]
+
+    def parts(self) -> list[memoryview]:
+        """Return all but the head: the raw bytes and each table."""
+        end = -(-self.used // 8) * 8
+        tables = (self.requests, self.offsets, self.stamps, self.sends, self.ends, self.clocks)
+        return [self.view[:end], *(memoryview(table).cast("B") for table in tables)]
+
+    def head(self) -> bytes:
+        """Return the head."""
+        counts = len(self.requests), len(self.sends) // LINE.size, len(self.ends) // LINE.size
+        return HEAD.pack(MAGIC, *counts, len(self.clocks) // 2, self.used)
+
+    def seal(self) -> bool:
+        """Complete the slot, whereby it becomes the finishing process's; False when the tables have no room in it."""
+        raw, *tables = self.parts()
+        if len(raw) + sum(map(len, tables)) + HEAD.size > len(self.slot):
+            return False
+        place = len(raw)
+        for table in tables:
+            self.slot[place : place + len(table)] = table
+            place += len(table)
+        self.slot[-HEAD.size :] = self.head()
+        return True
 
 
-class SegmentWriter:
-    """Writes segments in order and announces each on ``notify_fd`` with one byte; the file names are counted.
+class Outlet:
+    """Hands segments to the finishing process in order, each announced on ``notify_fd``; counts the ``spilled``."""
 
-    Raises DiskFullError from :meth:`put` and :meth:`close` when a write failed.
-    """
-
-    def __init__(self, folder: Path, notify_fd: int) -> None:
+    def __init__(self, folder: Path, pool_fd: int, notify_fd: int) -> None:
         self._folder = folder
         self._notify_fd = notify_fd
-        self._full: queue.Queue[Segment | None] = queue.Queue(maxsize=SPARE_SEGMENTS + 1)
-        self._free: queue.Queue[Segment] = queue.Queue()
-        for _ in range(SPARE_SEGMENTS):
-            self._free.put(Segment())
-        self._failure: OSError | None = None
-        self._count = 0
-        self._thread = threading.Thread(target=self._run, name="segment-writer", daemon=True)
-        self._thread.start()
+        self._segments = [Segment(slot) for slot in map_pool(pool_fd, ahead=True)]
+        self._heard = True
+        self.first = self._segments[0]
+        self.spilled = 0
 
     def put(self, segment: Segment) -> Segment:
-        """Hand over a segment and return an empty one. Waits only when the disk is slower than the capture."""
-        self._check()
-        self._full.put(segment)
-        fresh = self._free.get()
-        self._check()
-        return fresh
+        """Hand over a segment and return an empty one.
 
-    def idle(self) -> bool:
-        """Whether a segment can be handed over without waiting."""
-        return not self._free.empty() and not self._full.full()
+        Raises:
+            DiskFullError: the segment belongs in a file and cannot be written.
+        """
+        following = self._free_beside(segment)
+        if segment.empty() or not self._heard:
+            following = segment
+        elif following is not None and segment.seal():
+            self._announce(self._segments.index(segment))
+        else:
+            self._spill(segment)
+            self._announce(SPILLED)
+            following = segment
+        following.clear()
+        return following
 
-    def close(self, segment: Segment) -> None:
-        """Write the last segment and wait until all are on disk."""
-        self._full.put(segment)
-        self._full.put(None)
-        self._thread.join()
-        self._check()
+    def ready(self, segment: Segment) -> bool:
+        """Whether another slot is free, so that this segment need not go to a file."""
+        return self._free_beside(segment) is not None
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            message = f"captured bytes cannot be written to {str(self._folder)!r}: {self._failure.strerror}"
-            raise DiskFullError(message, mend="free room there, or choose another folder with --out")
+    def _free_beside(self, segment: Segment) -> Segment | None:
+        return next((one for one in self._segments if one is not segment and one.free()), None)
 
-    def _run(self) -> None:
-        # Writing is milliseconds of work in the kernel, which the capture must not wait for on its own core.
-        if sys.platform.startswith("linux"):
-            go_between()
-        while (segment := self._full.get()) is not None:
-            if self._failure is None and not segment.empty():
-                try:
-                    self._write(segment)
-                except OSError as failure:
-                    self._failure = failure
-            segment.clear()
-            self._free.put(segment)
-
-    def _write(self, segment: Segment) -> None:
-        head = array(
-            "q",
-            (
-                MAGIC,
-                len(segment.requests),
-                len(segment.sends) // 4,
-                len(segment.ends) // 4,
-                len(segment.clocks) // 2,
-                segment.used,
-            ),
-        )
-        path = self._folder / f"{self._count:08d}.seg"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    def _announce(self, what: int) -> None:
         try:
-            for part in (
-                head,
-                segment.requests,
-                segment.offsets,
-                segment.stamps,
-                segment.sends,
-                segment.ends,
-                segment.clocks,
-                segment.view[: segment.used],
-            ):
-                data = memoryview(part).cast("B")
-                while data:
-                    data = data[os.write(fd, data[:IO_BYTES]) :]
-        except OSError:
+            os.write(self._notify_fd, bytes((what,)))
+        except BrokenPipeError:
+            # The finishing process died: its parent finds that out and says why, and nobody reads what follows.
+            self._heard = False
+
+    def _spill(self, segment: Segment) -> None:
+        path = self._folder / f"{self.spilled:08d}.seg"
+        try:
+            with path.open("wb") as file:
+                for part in (*segment.parts(), segment.head()):
+                    file.write(part)
+        except OSError as failure:
             # Nobody can use a part of a segment, but the rows of whole ones need its room.
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
-        self._count += 1
-        # The finishing process may have died; its parent finds that out and says why.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._notify_fd, b"s")
+            path.unlink(missing_ok=True)
+            message = f"captured bytes cannot be written to {str(self._folder)!r}: {failure.strerror}"
+            raise DiskFullError(
+                message, mend="free room there, or choose another folder with --out"
+            ) from failure
+        self.spilled += 1

@@ -1,8 +1,9 @@
-"""``python -m tokenweir.bench.engine.worker PLAN``: one capturing process.
+"""``python -m tokenweir.bench.engine.worker PLAN NOTIFY POOL``: one capturing process.
 
 Speaks with its parent by lines: prints ``ready`` (or ``failed ERRNO TEXT``), reads ``start NS`` (CLOCK_MONOTONIC), and
-from then on ``cancel``; the end of its input is a cancel too, so a worker never outlives its parent. Writes one byte
-per finished segment to the descriptor in its second argument, and ``conduct.json`` at the end, whatever ended it.
+from then on ``cancel``; the end of its input is a cancel too, so a worker never outlives its parent. Announces
+segments on the descriptor in its second argument, fills them in the memory that is the third's, and writes
+``conduct.json`` at the end, whatever ended it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tokenweir.bench.engine.capture import Capture
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, load_ints
 from tokenweir.bench.engine.priority import go_first
-from tokenweir.bench.engine.segment import SegmentWriter
+from tokenweir.bench.engine.segment import Outlet
 from tokenweir.core.errors import DiskFullError, WeirError
 from tokenweir.poller import make_poller
 
@@ -31,10 +32,14 @@ _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
-    """What the capture cost and how it went. ``cpu_ns`` is user + system between start and end."""
+    """What the capture cost and how it went.
+
+    ``cpu_ns`` is user + system between start and end, without the ``spin_ns`` spent awake before due requests.
+    """
 
     worker: int
     cpu_ns: int
+    spin_ns: int
     wall_ns: int
     rss_max_bytes: int
     kernel_stamps: bool
@@ -44,7 +49,7 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     sent: int
 
 
-def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
+def run(plan: WorkerPlan, notify_fd: int, pool_fd: int, control_fd: int) -> None:
     """Do what the plan says. Raises WeirError when the disk is full."""
     folder = Path(plan.folder)
     live = LiveCounters(folder / "live.bin")
@@ -52,7 +57,7 @@ def run(plan: WorkerPlan, notify_fd: int, control_fd: int) -> None:
         capture = Capture(
             plan,
             poller=make_poller(portable=plan.portable_poller),
-            writer=SegmentWriter(folder, notify_fd),
+            outlet=Outlet(folder, pool_fd, notify_fd),
             payload_of=load_ints(Path(plan.payload_of)),
             live=live,
             control_fd=control_fd,
@@ -87,7 +92,8 @@ def _measure(plan: WorkerPlan, capture: Capture, live: LiveCounters, control_fd:
     finally:
         conduct = Conduct(
             worker=plan.worker,
-            cpu_ns=time.process_time_ns() - cpu,
+            cpu_ns=time.process_time_ns() - cpu - capture.spin.spent_ns,
+            spin_ns=capture.spin.spent_ns,
             wall_ns=time.monotonic_ns() - wall,
             rss_max_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             kernel_stamps=plan.kernel_stamps,
@@ -115,7 +121,7 @@ def main(arguments: list[str]) -> int:
     go_first()
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=WorkerPlan)
     try:
-        run(plan, int(arguments[1]), sys.stdin.fileno())
+        run(plan, int(arguments[1]), int(arguments[2]), sys.stdin.fileno())
     except WeirError as error:
         sys.stderr.write(f"{error.code}: {error}\n")
         return error.exit_code

@@ -32,6 +32,7 @@ _NO_FINISH: Final = Finished(
 _NO_CONDUCT: Final = CaptureConduct(
     worker=-1,
     cpu_ns=0,
+    spin_ns=0,
     wall_ns=0,
     rss_max_bytes=0,
     kernel_stamps=True,
@@ -148,6 +149,7 @@ def _conduct(capture: CaptureConduct, finished: Finished, steal_ratio: float | N
     return Conduct(
         worker=capture.worker,
         cpu_s=capture.cpu_ns / 1e9,
+        spin_s=capture.spin_ns / 1e9,
         wall_s=capture.wall_ns / 1e9,
         rss_max_bytes=capture.rss_max_bytes + finished.rss_max_bytes,
         timestamp_source="kernel" if capture.kernel_stamps else "user",

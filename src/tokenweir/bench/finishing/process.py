@@ -1,8 +1,8 @@
-"""``python -m tokenweir.bench.finishing.process PLAN``: one finishing process.
+"""``python -m tokenweir.bench.finishing.process PLAN POOL``: one finishing process.
 
-Prints ``ready``, then reads a byte per finished segment from its input, reduces that segment and deletes it; at the
-end of input it writes ``finish.json``. The plan is read when the first byte comes, because the run's start is not
-known before. While the capture goes on it runs at idle priority, so it takes only the time that the capture and a
+Prints ``ready``, then reads a byte per finished segment from its input, reduces that segment and gives its place back;
+at the end of input it writes ``finish.json``. The plan is read when the first byte comes, because the run's start is
+not known before. While the capture goes on it runs at idle priority, so it takes only the time that the capture and a
 local server leave.
 """
 
@@ -24,7 +24,7 @@ from tokenweir.bench.engine.plan import FinishPlan
 from tokenweir.bench.engine.priority import go_along, go_last
 from tokenweir.bench.finishing.glimpse import Glimpse
 from tokenweir.bench.finishing.reduce import Reducer
-from tokenweir.bench.finishing.segments import read_segment, remove_segment
+from tokenweir.bench.finishing.segments import Inlet
 from tokenweir.bench.tokenizers import find_tokenizer
 from tokenweir.core.errors import WeirError
 from tokenweir.core.requests import GenerateRequest
@@ -42,7 +42,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     rss_max_bytes: int
 
 
-def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
+def run(plan: FinishPlan, announced: bytes, notify_fd: int, pool_fd: int) -> Finished:
     """Reduce segments as they are announced, ``announced`` first, until the announcements end."""
     folder = Path(plan.folder)
     reducer = Reducer(
@@ -52,18 +52,14 @@ def run(plan: FinishPlan, announced: bytes, notify_fd: int) -> Finished:
         tokenizer=None if plan.tokenizer is None else find_tokenizer(plan.tokenizer),
         observe=Glimpse(folder / "glimpse.bin").observe,
     )
+    inlet = Inlet(folder, pool_fd)
     gc.freeze()
-    count = 0
     last = True
     cpu = time.process_time_ns()
     while announced:
-        for _ in announced:
-            path = folder / f"{count:08d}.seg"
-            captured = read_segment(path)
-            # Its room is needed for its rows, where the disk is full.
-            remove_segment(path)
-            reducer.feed(captured)
-            count += 1
+        for what in announced:
+            with inlet.take(what) as captured:
+                reducer.feed(captured)
             if last and _hung_up(notify_fd):
                 # The capture is over, so nobody needs to be given way to, and somebody waits for the rows.
                 go_along()
@@ -101,7 +97,7 @@ def main(arguments: list[str]) -> int:
         return 0
     plan = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=FinishPlan)
     try:
-        finished = run(plan, announced, notify_fd)
+        finished = run(plan, announced, notify_fd, int(arguments[1]))
     except WeirError as error:
         sys.stderr.write(f"{error.code}: {error}\n")
         return error.exit_code

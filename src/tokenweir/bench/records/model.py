@@ -83,6 +83,8 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cpu_s`` is capture and finishing together, ``capture_cpu_s`` the capture alone.
     ``cpu_busy_max`` is the busiest worker's CPU time over wall time. ``rss_max_bytes`` sums all processes.
+    ``spin_s`` is the CPU time that captures spent awake before due requests; it is idle time by choice, and in none of
+    the others.
     """
 
     workers: int
@@ -96,6 +98,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     rss_max_bytes: int
     clock_steps: int
     steal_ratio: float | None
+    spin_s: float = 0.0
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

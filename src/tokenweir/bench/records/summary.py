@@ -52,7 +52,7 @@ _ABSENT: Final = {
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker cost over a load point. ``cpu_s`` is user + system of its capturing process.
+    """What one worker cost over a load point. ``cpu_s`` is user + system of its capturing process, less ``spin_s``.
 
     ``finishing_cpu_s`` is that of the process that parses beside it at the lowest priority. ``rss_max_bytes`` sums
     both. ``steal_ratio`` is that of the machine, or ``None`` where it is unknown.
@@ -66,6 +66,7 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     finishing_cpu_s: float = 0.0
     clock_steps: int = 0
     steal_ratio: float | None = None
+    spin_s: float = 0.0
 
 
 class LoadPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,6 +303,7 @@ def _client(frame: _Frame, conducts: Sequence[Conduct]) -> Client:
         rss_max_bytes=sum(conduct.rss_max_bytes for conduct in conducts),
         clock_steps=sum(conduct.clock_steps for conduct in conducts),
         steal_ratio=max(steal, default=None),
+        spin_s=sum(conduct.spin_s for conduct in conducts),
     )
 
 

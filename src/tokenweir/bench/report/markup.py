@@ -243,6 +243,7 @@ def conduct(summary: Summary) -> str:
         ("Timestamps", "kernel" if client.timestamp_source == "kernel" else "user space"),
         ("CPU, all workers", f"{wording.statistic(client.cpu_s)} s"),
         ("CPU, capture alone", f"{wording.statistic(client.capture_cpu_s)} s"),
+        ("CPU, awake before due requests", f"{wording.statistic(client.spin_s)} s"),
         ("CPU, busiest of " + wording.whole(client.workers), wording.percent(client.cpu_busy_max)),
         ("Memory", wording.size(client.rss_max_bytes)),
         ("Clock steps", wording.whole(client.clock_steps)),

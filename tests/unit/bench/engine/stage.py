@@ -23,11 +23,13 @@ import numpy.typing as npt
 from tokenweir.bench.engine.capture import Capture
 from tokenweir.bench.engine.live import LiveCounters
 from tokenweir.bench.engine.plan import WorkerPlan, write_payloads
-from tokenweir.bench.engine.segment import End, SegmentWriter
-from tokenweir.bench.finishing.segments import Captured, read_segment
+from tokenweir.bench.engine.pool import create_pool
+from tokenweir.bench.engine.segment import End, Outlet
+from tokenweir.bench.finishing.segments import Captured, Inlet
 from tokenweir.poller import NEVER, SelectorPoller
 
 PATIENCE_S = 5.0
+SLOT_BYTES = 512 << 10
 REQUEST = b"POST /lines HTTP/1.1\r\nhost: stage\r\ncontent-length: 2\r\n\r\nhi"
 
 Script = Generator[bool, None, None]
@@ -54,6 +56,19 @@ class Line:
             if not piece:
                 raise ConnectionError("the client closed before its request was whole")
             left -= len(piece)
+
+    def heard(self, request: bytes = REQUEST) -> bool:
+        """Read a request if it is there whole; does not wait."""
+        self.socket.settimeout(0)
+        try:
+            whole = len(self.socket.recv(len(request), socket.MSG_PEEK)) == len(request)
+        except BlockingIOError:
+            whole = False
+        finally:
+            self.socket.settimeout(PATIENCE_S)
+        if whole:
+            self.hear(request=request)
+        return whole
 
     def say(self, *pieces: bytes) -> Script:
         """Send pieces; each is read before the next is sent."""
@@ -157,7 +172,7 @@ class ScriptedPoller(SelectorPoller):
             return self._rest(until_ns)
         if noticed:
             return super().wait(time.monotonic_ns() + 1_000_000_000)
-        return super().wait(min(until_ns or NEVER, time.monotonic_ns() + 1_000_000))
+        return super().wait(min(NEVER if until_ns is None else until_ns, time.monotonic_ns() + 1_000_000))
 
     def _rest(self, until_ns: int | None) -> list[tuple[int, int]]:
         self.idle_waits += 1
@@ -194,15 +209,36 @@ class Taken(NamedTuple):
         return found
 
 
+def copies(inlet: Inlet, announced: bytes) -> list[Captured]:
+    """Take the announced segments, each as it stands apart from the memory it came in."""
+    found: list[Captured] = []
+    for what in announced:
+        with inlet.take(what) as one:
+            found.append(
+                Captured(
+                    requests=one.requests.copy(),
+                    offsets=one.offsets.copy(),
+                    stamps_ns=one.stamps_ns,
+                    sends=one.sends.copy(),
+                    ends=one.ends.copy(),
+                    clocks=one.clocks.copy(),
+                    raw=one.raw[: int(one.offsets[-1]) if len(one.offsets) else 0],
+                )
+            )
+    return found
+
+
 class Stage:
     """A capture about to run against :class:`Server`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slot_bytes: int) -> None:
         self.folder = folder
+        self.pool = create_pool(folder, slot_bytes=slot_bytes)
         self.server = Server()
         self.poller = ScriptedPoller()
         self.control, self.tell = os.pipe()
         self._notices, self._notify = os.pipe()
+        self._inlet = Inlet(folder, self.pool)
         self.capture: Capture | None = None
         self._closed = False
 
@@ -251,7 +287,7 @@ class Stage:
             capture = Capture(
                 self.plan(payloads_fd=payloads.fileno(), requests=requests, **changes),
                 poller=self.poller,
-                writer=SegmentWriter(self.folder, self._notify),
+                outlet=Outlet(self.folder, self.pool, self._notify),
                 payload_of=array("q", [0] * requests),
                 live=live,
                 control_fd=self.control,
@@ -265,7 +301,16 @@ class Stage:
             self.poller.script = script(self.server)
             capture.run(time.monotonic_ns(), None if schedule is None else array("q", schedule))
             self.poller.script = None
-        return Taken([read_segment(path) for path in sorted(self.folder.glob("*.seg"))], capture, live)
+        return Taken(self.handed_over(), capture, live)
+
+    def handed_over(self) -> list[Captured]:
+        """Return copies of the segments announced since the last call."""
+        os.set_blocking(self._notices, False)
+        try:
+            announced = os.read(self._notices, 1 << 16)
+        except BlockingIOError:
+            return []
+        return copies(self._inlet, announced)
 
     def close(self) -> None:
         """Close what the stage opened, and what a capture left open that a failing script cut short."""
@@ -275,15 +320,15 @@ class Stage:
         if self.capture is not None:
             self.capture._connections.close_all()  # pyright: ignore[reportPrivateUsage]
         self.poller.close()
-        for fd in (self.control, self.tell, self._notices, self._notify):
+        for fd in (self.control, self.tell, self._notices, self._notify, self.pool):
             os.close(fd)
 
 
 @contextmanager
-def stage() -> Generator[Stage]:
+def stage(*, slot_bytes: int = SLOT_BYTES) -> Generator[Stage]:
     """Give a stage in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Stage(Path(folder))
+        made = Stage(Path(folder), slot_bytes)
         try:
             yield made
         finally:
@@ -317,6 +362,7 @@ __all__ = [
     "Server",
     "Stage",
     "Taken",
+    "copies",
     "one_answer",
     "split",
     "stage",

@@ -2,134 +2,256 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import shutil
+import sys
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.bench.engine.stage import REQUEST, Script, Server, stage
+from tests.unit.bench.engine.stage import Script, Server, copies, stage
 from tests.unit.bench.finishing.segments import chunked, counted
 
-from tokenweir.bench.engine import capture, segment
-from tokenweir.bench.engine.segment import MAGIC, Segment, SegmentWriter
-from tokenweir.bench.finishing.segments import Captured, read_segment
+from tokenweir.bench.engine.pool import SLOTS, create_pool, map_pool
+from tokenweir.bench.engine.segment import HEAD, LINE, MAGIC, ROOM_BYTES, SPILLED, Outlet, Segment
+from tokenweir.bench.finishing.segments import Captured, Inlet, parse
 from tokenweir.core.errors import DiskFullError, RecordError
 
 SECOND_NS = 1_000_000_000
-Filled = tuple[list[bytes], list[int], list[int]]
+SLOT_BYTES = 192 << 10
+"""Room for 120 KiB of raw bytes, of which a segment takes 56 KiB before it counts as full."""
 
 
-def fill(made: Segment, reads: list[bytes], sends: list[int], ends: list[int]) -> None:
-    for number, read in enumerate(reads):
-        made.raw[made.used : made.used + len(read)] = read
-        made.used += len(read)
-        made.requests.append(number)
-        made.offsets.append(made.used)
-        made.stamps += segment_stamp(number)
-    made.sends.extend(sends)
-    made.ends.extend(ends)
-    made.clocks.extend((7, 8, 9, 10))
+class Filling(NamedTuple):
+    """What is put into a segment: bytes of each read, and the numbers of sends and ends."""
+
+    reads: Sequence[bytes] = ()
+    sends: Sequence[int] = ()
+    ends: Sequence[int] = ()
 
 
-def segment_stamp(number: int) -> bytes:
-    return array("q", [number + 1, 2 * number]).tobytes()
+class Ends:
+    """Both ends of a hand-over, without the processes that they are in."""
+
+    def __init__(self, folder: Path, *, portable: bool = False) -> None:
+        self.folder = folder
+        self.pool = create_pool(folder, portable=portable, slot_bytes=SLOT_BYTES)
+        self.notices, self.notify = os.pipe()
+        self.outlet = Outlet(folder, self.pool, self.notify)
+        self.inlet = Inlet(folder, self.pool)
+        self.filling = self.outlet.first
+
+    def put(self, *fillings: Filling) -> None:
+        for one in fillings:
+            fill(self.filling, one)
+            self.filling = self.outlet.put(self.filling)
+
+    def announced(self) -> bytes:
+        return os.read(self.notices, 1 << 12) if select.select([self.notices], [], [], 0)[0] else b""
+
+    def take(self, announced: bytes) -> list[Captured]:
+        return copies(self.inlet, announced)
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*.seg"))
 
 
-def read_back(folder: Path) -> list[Captured]:
-    return [read_segment(path) for path in sorted(folder.glob("*.seg"))]
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    readable, writable = os.pipe()
-    yield readable, writable
-    os.close(readable)
-    os.close(writable)
-
-
-quads = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=3).map(lambda one: one * 4)
-
-
-@settings(max_examples=25)
-@given(
-    st.lists(st.tuples(st.lists(st.binary(min_size=1, max_size=50), max_size=6), quads, quads), max_size=6)
-)
-def test_segments_read_back_as_they_were_filled(filled: list[Filled]) -> None:
-    readable, writable = os.pipe()
+@contextmanager
+def both_ends(*, portable: bool = False) -> Generator[Ends]:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        writer = SegmentWriter(folder, writable)
-        made = Segment()
-        for one in filled:
-            fill(made, *one)
-            made = writer.put(made)
-        writer.close(made)
-        found = read_back(folder)
-    os.close(writable)
-    announced = os.read(readable, 64)
-    os.close(readable)
-    kept = [one for one in filled if any(one)]
-    assert len(announced) == len(found) == len(kept)
-    for (reads, sends, ends), one in zip(kept, found, strict=True):
-        assert one.raw == b"".join(reads)
-        assert one.requests.tolist() == list(range(len(reads)))
-        assert one.stamps_ns.tolist() == [(k + 1) * SECOND_NS + 2 * k for k in range(len(reads))]
-        assert one.sends.reshape(-1).tolist() == sends
-        assert one.ends.reshape(-1).tolist() == ends
-        assert one.clocks.tolist() == [[7, 8], [9, 10]]
+        made = Ends(Path(name), portable=portable)
+        try:
+            yield made
+        finally:
+            for fd in (made.pool, made.notices, made.notify):
+                os.close(fd)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"short", bytes(100), array("q", [MAGIC, 1, 0, 0, 0, 5]).tobytes() + b"few"]
-)
-def test_what_is_no_whole_segment_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "0.seg"
-    path.write_bytes(content)
-    with pytest.raises(RecordError, match=r"0\.seg"):
-        read_segment(path)
+def fill(segment: Segment, filling: Filling) -> None:
+    for number, read in enumerate(filling.reads):
+        segment.view[segment.used : segment.used + len(read)] = read
+        segment.used += len(read)
+        segment.requests.append(number)
+        segment.offsets.append(segment.used)
+        segment.stamps += array("q", [number + 1, 2 * number]).tobytes()
+    segment.sends += b"".join(LINE.pack(value, 1, 2, 3) for value in filling.sends)
+    segment.ends += b"".join(LINE.pack(value, 1, 2, 3) for value in filling.ends)
+    segment.clocks.extend((7, 8, 9, 10))
 
 
-def test_a_segment_that_cannot_be_written_ends_the_capture_with_its_reason(
-    tmp_path: Path, pipe: tuple[int, int]
+def check(found: Captured, filling: Filling) -> None:
+    reads, sends, ends = filling
+    assert found.raw == b"".join(reads)
+    assert found.requests.tolist() == list(range(len(reads)))
+    assert found.stamps_ns.tolist() == [(k + 1) * SECOND_NS + 2 * k for k in range(len(reads))]
+    assert found.sends.tolist() == [[value, 1, 2, 3] for value in sends]
+    assert found.ends.tolist() == [[value, 1, 2, 3] for value in ends]
+    assert found.clocks.tolist() == [[7, 8], [9, 10]]
+
+
+def numbered(number: int) -> Filling:
+    """A segment that can be told from others."""
+    return Filling([b"read of %d" % number], [number], [number])
+
+
+TOO_LONG = Filling([b"x"], range(3100), range(3100))
+"""Its tables have no room behind the raw bytes."""
+
+numbers = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=3)
+small = st.builds(Filling, st.lists(st.binary(min_size=1, max_size=50), max_size=6), numbers, numbers)
+steps = st.lists(st.one_of(small, st.just(TOO_LONG), st.integers(1, 5)), max_size=14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=steps, portable=st.booleans())
+def test_segments_come_out_in_order_and_as_they_were_filled_however_late_they_are_taken(
+    *, steps: list[Filling | int], portable: bool
 ) -> None:
-    folder = tmp_path / "gone"
-    writer = SegmentWriter(folder, pipe[1])
-    made = Segment()
-    fill(made, [b"x"], [], [])
-    with pytest.raises(DiskFullError, match=r"gone.*No such file"):
-        writer.close(made)
+    with both_ends(portable=portable) as ends:
+        waiting, found = b"", list[Captured]()
+        for step in steps:
+            if isinstance(step, Filling):
+                ends.put(step)
+                waiting += ends.announced()
+            else:
+                # As many are taken as the finishing process got to.
+                found += ends.take(waiting[:step])
+                waiting = waiting[step:]
+        found += ends.take(waiting)
+        kept = [step for step in steps if isinstance(step, Filling) and any(step)]
+        assert len(found) == len(kept)
+        for one, filling in zip(found, kept, strict=True):
+            check(one, filling)
+        assert not ends.files(), "a file goes when it is read"
+        assert ends.outlet.ready(ends.filling), "all slots are free again"
 
 
-def test_a_full_disk_is_told_at_a_later_put_and_nothing_half_written_is_announced(
-    pipe: tuple[int, int],
-) -> None:
+def test_while_slots_are_free_nothing_is_written_to_disk() -> None:
+    with both_ends() as ends:
+        for number in range(5 * SLOTS):
+            ends.put(numbered(number))
+            announced = ends.announced()
+            assert SPILLED not in announced
+            assert not ends.files()
+            check(ends.take(announced)[0], numbered(number))
+
+
+def test_what_finds_no_free_slot_goes_to_files_and_the_slots_are_used_again_once_they_are_given_back() -> (
+    None
+):
+    with both_ends() as ends:
+        ends.put(*map(numbered, range(SLOTS + 2)))
+        waiting = ends.announced()
+        assert [what == SPILLED for what in waiting] == [False] * (SLOTS - 1) + [True] * 3
+        assert len(ends.files()) == 3 == ends.outlet.spilled
+        assert not ends.outlet.ready(ends.filling)
+        found = ends.take(waiting[:1])
+        assert ends.outlet.ready(ends.filling)
+        ends.put(numbered(SLOTS + 2))
+        later = ends.announced()
+        assert SPILLED not in later
+        found += ends.take(waiting[1:] + later)
+        for number, one in enumerate(found):
+            check(one, numbered(number))
+        assert len(found) == SLOTS + 3
+
+
+def test_tables_too_long_for_a_slot_go_to_a_file() -> None:
+    with both_ends() as ends:
+        ends.put(numbered(0), TOO_LONG, numbered(2))
+        announced = ends.announced()
+        assert [what == SPILLED for what in announced] == [False, True, False]
+        for one, filling in zip(ends.take(announced), (numbered(0), TOO_LONG, numbered(2)), strict=True):
+            check(one, filling)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(100), HEAD.pack(MAGIC, 1, 0, 0, 0, 5)[:-1]])
+def test_what_is_no_whole_segment_is_refused(content: bytes) -> None:
+    with pytest.raises(RecordError, match=r"00000007\.seg"):
+        parse(content, "00000007.seg")
+
+
+def test_a_segment_cut_short_in_its_file_is_refused() -> None:
+    with both_ends() as ends:
+        ends.put(*map(numbered, range(SLOTS)))
+        path = ends.folder / ends.files()[0]
+        os.truncate(path, path.stat().st_size - 8)
+        with pytest.raises(RecordError, match="cut short"):
+            ends.take(ends.announced()[-1:])
+
+
+def test_a_slot_that_was_not_handed_over_is_refused() -> None:
+    with both_ends() as ends, pytest.raises(RecordError, match="slot 2"):
+        ends.take(bytes([2]))
+
+
+def test_a_disk_full_while_spilling_ends_the_capture_with_its_reason_and_nothing_half_written_is_announced() -> (
+    None
+):
     # Every write to /dev/full fails as one to a full disk does.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "00000001.seg").symlink_to("/dev/full")
-        writer = SegmentWriter(folder, pipe[1])
-
-        def fill_and_put(made: Segment) -> None:
-            for _ in range(9):
-                fill(made, [b"x"], [], [])
-                made = writer.put(made)
-
+    with both_ends() as ends:
+        (ends.folder / "00000001.seg").symlink_to("/dev/full")
+        ends.put(*map(numbered, range(SLOTS)))
         with pytest.raises(DiskFullError) as caught:
-            fill_and_put(Segment())
+            ends.put(numbered(SLOTS))
         assert os.strerror(errno.ENOSPC) in str(caught.value)
         assert "--out" in caught.value.mend
-        assert os.read(pipe[0], 64) == b"s"
-        with pytest.raises(DiskFullError):
-            writer.close(Segment())
+        assert ends.files() == ["00000000.seg"], "a part of a segment takes no room"
+        found = ends.take(ends.announced())
+        for number, one in enumerate(found):
+            check(one, numbered(number))
+        assert len(found) == SLOTS
+
+
+def test_a_folder_that_is_gone_is_named() -> None:
+    with both_ends() as ends:
+        ends.put(*map(numbered, range(SLOTS - 1)))
+        shutil.rmtree(ends.folder)
+        with pytest.raises(DiskFullError, match="No such file"):
+            ends.put(numbered(9))
+        ends.folder.mkdir()
+
+
+def test_when_the_finishing_process_has_died_the_capture_goes_on_and_fills_no_disk() -> None:
+    with both_ends() as ends:
+        ends.put(numbered(0))
+        os.close(ends.notices)
+        ends.put(*map(numbered, range(1, 3 * SLOTS)))
+        assert not ends.files()
+        assert ends.filling.empty()
+        ends.notices = os.open(os.devnull, os.O_RDONLY)
+
+
+def test_a_pool_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="gone"):
+        create_pool(tmp_path / "gone", portable=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory has a descriptor on Linux only")
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_pool_leaves_no_file_and_is_one_memory_for_all_who_map_it(
+    tmp_path: Path, *, portable: bool
+) -> None:
+    fd = create_pool(tmp_path, portable=portable, slot_bytes=SLOT_BYTES)
+    assert not list(tmp_path.iterdir())
+    one, other = map_pool(fd, ahead=True), map_pool(fd)
+    os.close(fd)
+    assert len(one) == len(other) == SLOTS
+    for number, slot in enumerate(one):
+        assert len(slot) == SLOT_BYTES
+        slot[5:6] = bytes((number,))
+    assert [slot[5] for slot in other] == list(range(SLOTS))
 
 
 def test_a_stream_may_span_many_segments() -> None:
-    small = segment.ROOM_BYTES + 200
     pieces = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"]
-    pieces += [b"%x\r\n%b\r\n" % (60, b"y" * 59 + b"\n") for _ in range(40)]
+    pieces += [b"%x\r\n%b\r\n" % (9000, b"y" * 8999 + b"\n") for _ in range(40)]
     pieces += [b"0\r\n\r\n"]
 
     def script(server: Server) -> Script:
@@ -138,9 +260,7 @@ def test_a_stream_may_span_many_segments() -> None:
             line.hear()
             yield from line.say(*pieces)
 
-    with pytest.MonkeyPatch.context() as patch, stage() as stg:
-        for module in (segment, capture):
-            patch.setattr(module, "SEGMENT_BYTES", small)
+    with stage(slot_bytes=SLOT_BYTES) as stg:
         taken = stg.play(script, requests=2)
     assert len(taken.segments) > 10
     assert taken.ends == [(0, "WHOLE"), (1, "WHOLE")]
@@ -153,7 +273,7 @@ def test_a_stream_may_span_many_segments() -> None:
 
 
 def test_an_answer_larger_than_a_segment_is_captured_whole() -> None:
-    body = os.urandom(3 * segment.ROOM_BYTES)
+    body = os.urandom(3 * ROOM_BYTES)
     answers = [counted(body), chunked(body)]
 
     def script(server: Server) -> Script:
@@ -162,12 +282,11 @@ def test_an_answer_larger_than_a_segment_is_captured_whole() -> None:
             line.hear()
             yield from line.say(answer)
 
-    with pytest.MonkeyPatch.context() as patch, stage() as stg:
-        for module in (segment, capture):
-            patch.setattr(module, "SEGMENT_BYTES", 2 * segment.ROOM_BYTES)
+    with stage(slot_bytes=SLOT_BYTES) as stg:
         taken = stg.play(script, requests=2)
     assert [b"".join(taken.reads(k)) for k in range(2)] == answers
-    assert all(len(one.raw) <= 2 * segment.ROOM_BYTES for one in taken.segments)
+    assert all(len(one.raw) <= SLOT_BYTES * 5 // 8 for one in taken.segments)
+    assert len(taken.segments) >= 4
 
 
 def test_a_capture_that_cannot_write_ends_with_its_reason() -> None:
@@ -175,15 +294,13 @@ def test_a_capture_that_cannot_write_ends_with_its_reason() -> None:
         line = server.accept()
         while True:
             line.hear()
-            yield from line.say(counted(b"z" * 100))
+            yield from line.say(counted(b"z" * 20_000))
 
-    with pytest.MonkeyPatch.context() as patch, stage() as stg:
-        for module in (segment, capture):
-            patch.setattr(module, "SEGMENT_BYTES", segment.ROOM_BYTES + 100)
-        (stg.folder / "00000002.seg").symlink_to("/dev/full")
+    with stage(slot_bytes=SLOT_BYTES) as stg:
+        (stg.folder / "00000001.seg").symlink_to("/dev/full")
         with pytest.raises(DiskFullError):
             stg.play(script, requests=500)
-        assert not (stg.folder / "00000002.seg").is_symlink(), "a part of a segment takes no room"
-        kept = read_back(stg.folder)
-    assert len(kept) == 2
-    assert REQUEST
+        assert [path.name for path in stg.folder.glob("*.seg")] == ["00000000.seg"]
+        kept = stg.handed_over()
+    assert len(kept) == SLOTS
+    assert [len(one.raw) > 56 << 10 for one in kept] == [True] * SLOTS
