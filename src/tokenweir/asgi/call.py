@@ -49,7 +49,7 @@ class Call:
     """A request being answered. ``begun`` says that the answer's head is out, ``streaming`` that it is a stream.
 
     ``id`` names the request to the client, in ``x-request-id`` and in logs; ``number`` is the same, where it has one.
-    ``model`` is set once it is known, and
+    ``part`` is what stands for the ``{id}`` of its route. ``model`` is set once it is known, and
     ``meter`` is what measured the request.
     """
 
@@ -61,6 +61,7 @@ class Call:
         "meter",
         "model",
         "number",
+        "part",
         "send",
         "status",
         "streaming",
@@ -72,6 +73,7 @@ class Call:
         self.send = send
         self.id = request_id
         self.number = 0
+        self.part = ""
         self.begun = False
         self.streaming = False
         self.status = 0
@@ -87,6 +89,11 @@ class Call:
     def path(self) -> str:
         """The path, decoded, without the query."""
         return cast("str", self._scope["path"])
+
+    @property
+    def query(self) -> bytes:
+        """What follows the question mark, as it was sent."""
+        return cast("bytes", self._scope.get("query_string", b""))
 
     @property
     def client(self) -> str:

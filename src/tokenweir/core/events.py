@@ -1,5 +1,6 @@
 """What happens to a request, in order: ``accepted, queued, started, token, usage, degraded`` and one end.
 
+As JSON, a field that has its default is left out.
 Every event carries ``seq``, counted from 0 within its request by its one writer. State is a fold over the
 events (:func:`state`); nothing stores a status that they do not imply.
 """
@@ -14,29 +15,31 @@ import msgspec
 from tokenweir.core.requests import Json, ToolCall
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="accepted"):
     """The request was taken on; ``request_id`` names it from here."""
 
     seq: int
     request_id: str = ""
 
 
-class Queued(msgspec.Struct, frozen=True, kw_only=True, tag="queued"):
+class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="queued"):
     """The request waits for a worker."""
 
     seq: int
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="started"):
     """The engine began to answer: its first byte of an answer, which need not hold a token.
 
-    ``upstream_id`` is the engine's name for the request, ``model`` the model it says it serves.
+    ``upstream_id`` is the engine's name for the request, ``model`` the model it says it serves. ``endpoint`` is the
+    gateway's name of who answers; callers are not told. A later one begins the answer anew.
     """
 
     seq: int
     attempt: int = 1
     upstream_id: str = ""
     model: str = ""
+    endpoint: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +50,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
+class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="token"):
     """A non-empty increment of text, reasoning or tool call.
 
     ``count`` is the number of output tokens in the increment where the engine says so, else ``None``.
@@ -65,7 +68,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="usage"):
     """Tokens counted for the request so far; a later one replaces an earlier one.
 
     ``source`` says who counted: the server, our tokenizer, or an estimate from the text's length.
@@ -86,14 +89,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
     timings_ns: dict[str, int] = {}
 
 
-class Degraded(msgspec.Struct, frozen=True, kw_only=True, tag="degraded"):
+class Degraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="degraded"):
     """The service gave less than was asked, and says what."""
 
     seq: int
     what: str = ""
 
 
-class Completed(msgspec.Struct, frozen=True, kw_only=True, tag="completed"):
+class Completed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
     """The answer is whole. ``embeddings`` holds the vectors of an embedding request, ``data`` what else came."""
 
     seq: int
@@ -102,7 +105,7 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True, tag="completed"):
     data: dict[str, Json] = {}
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """The request failed. ``kind`` is an error's ``code``; ``status`` the HTTP status where there was one."""
 
     seq: int
@@ -113,7 +116,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     retry_after_ns: int | None = None
 
 
-class Cancelled(msgspec.Struct, frozen=True, kw_only=True, tag="cancelled"):
+class Cancelled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cancelled"):
     """The request was cancelled and the engine obeyed."""
 
     seq: int

@@ -137,9 +137,17 @@ class Direct:
 
     async def reserve(self, caller: Caller, request: bytes, body: RequestBody) -> Granted:
         """Set the estimate of a request aside. Raises QuotaExceededError."""
+        wanted = self.wanted(caller, request, body)
+        reserved = await self._reserving.submit(wanted)
+        if isinstance(reserved, Denied):
+            raise exceeded(reserved, wanted, self._clock.wall_ns())
+        return reserved
+
+    def wanted(self, caller: Caller, request: bytes, body: RequestBody) -> Reserve:
+        """Return the reservation of a request: its prompt, and the output that its key and model usually use."""
         prompt = prompt_tokens(body.prompt_bytes)
         output = self._usual.tokens(caller.key, body.model, max_tokens=body.limit, n=body.n or 1)
-        wanted = Reserve(
+        return Reserve(
             request=request,
             key=caller.key,
             user=caller.user,
@@ -152,10 +160,6 @@ class Direct:
             ),
             lease_ns=self._policy.lease_ns,
         )
-        reserved = await self._reserving.submit(wanted)
-        if isinstance(reserved, Denied):
-            raise _exceeded(reserved, wanted, self._clock.wall_ns())
-        return reserved
 
     async def _ask(self, exchange: Exchange, sink: Sink) -> None:
         """Ask endpoints until one answers; never again once the caller has got a byte."""
@@ -285,7 +289,8 @@ def _request(endpoint: Endpoint, exchange: Exchange) -> tuple[bytes, bytes]:
     return b"\r\n".join(lines) + b"\r\n\r\n", body
 
 
-def _exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
+def exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
+    """Return the error of a request that does not fit into a limit."""
     short = denied.short
     limit = short.limit
     return QuotaExceededError(

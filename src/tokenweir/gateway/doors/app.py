@@ -35,7 +35,8 @@ class App:
         route = "unknown"
         error: BaseException | None = None
         try:
-            route, found = find(call.method, call.path)
+            found = find(call.method, call.path)
+            route, call.part = found.path, found.part
             await found.handler(door, call)
             if not call.begun:
                 call.status = _GONE

@@ -11,42 +11,64 @@ from tokenweir.gateway.doors import handlers
 from tokenweir.gateway.doors.door import Door
 
 Handler: TypeAlias = Callable[[Door, Call], Awaitable[None]]
+Methods: TypeAlias = Mapping[str, Handler]
 
-
-class Route(NamedTuple):
-    """What answers a path."""
-
-    method: str
-    handler: Handler
-
-
-ROUTES: Final[Mapping[str, Route]] = {
-    "/v1/chat/completions": Route("POST", handlers.direct),
-    "/v1/completions": Route("POST", handlers.direct),
-    "/v1/embeddings": Route("POST", handlers.direct),
-    "/v1/models": Route("GET", handlers.models),
-    "/v1/models/{id}": Route("GET", handlers.model),
-    "/health": Route("GET", handlers.health),
-    "/ready": Route("GET", handlers.ready),
-    "/metrics": Route("GET", handlers.metrics),
+ROUTES: Final[Mapping[str, Methods]] = {
+    "/v1/chat/completions": {"POST": handlers.direct},
+    "/v1/completions": {"POST": handlers.direct},
+    "/v1/embeddings": {"POST": handlers.direct},
+    "/v1/models": {"GET": handlers.models},
+    "/v1/models/{id}": {"GET": handlers.model},
+    "/health": {"GET": handlers.health},
+    "/ready": {"GET": handlers.ready},
+    "/metrics": {"GET": handlers.metrics},
 }
+"""Handlers by path and method. ``{id}`` is one part of a path, or all of its rest where it is the last."""
 
-_MODEL: Final = "/v1/models/"
+_ID: Final = "{id}"
 
 
-def find(method: str, path: str) -> tuple[str, Route]:
-    """Return the route of a request and its path in the table.
+class Found(NamedTuple):
+    """A path of the table, what answers it, and what stands for its ``{id}``."""
+
+    path: str
+    handler: Handler
+    part: str = ""
+
+
+def find(method: str, path: str) -> Found:
+    """Return what answers a request.
 
     Raises:
-        UnknownPathError: there is none.
+        UnknownPathError: there is no such path.
         MethodError: it takes another method.
     """
-    name = path
-    if path not in ROUTES and path.startswith(_MODEL) and len(path) > len(_MODEL):
-        name = _MODEL + "{id}"
-    route = ROUTES.get(name)
-    if route is None:
+    name, part = path, ""
+    methods = ROUTES.get(path)
+    if methods is None:
+        name, part = _with_id(path)
+        methods = ROUTES.get(name)
+    if methods is None:
         raise UnknownPathError(f"there is no {path!r}", mend=f"the paths are {', '.join(ROUTES)}")
-    if method != route.method and (method, route.method) != ("HEAD", "GET"):
-        raise MethodError(f"{path!r} does not answer {method}", allowed=route.method)
-    return name, route
+    handler = methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        raise MethodError(f"{path!r} does not answer {method}", allowed=", ".join(methods))
+    return Found(name, handler, part)
+
+
+def _with_id(path: str) -> tuple[str, str]:
+    """Return the path of the table that ``path`` is an instance of, and its id; what is unknown comes back."""
+    for before, after in _TEMPLATES:
+        if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
+            part = path[len(before) : len(path) - len(after)]
+            if not after or "/" not in part:
+                return f"{before}{_ID}{after}", part
+    return path, ""
+
+
+# The longest come first, so that what is more exact is found before what takes any rest.
+_TEMPLATES: Final = sorted(
+    ((before, after) for before, found, after in (path.partition(_ID) for path in ROUTES) if found),
+    key=lambda parts: (len(parts[0]), len(parts[1])),
+    reverse=True,
+)
