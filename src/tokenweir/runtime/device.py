@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from tokenweir.core.clock import Clock
-from tokenweir.core.errors import DeadlineError, EngineRestartedError, WeirError
+from tokenweir.core.errors import DeadlineError, EngineError, EngineRestartedError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.ports.inference import DeviceMemory, ModelCard
 from tokenweir.runtime.bridge.messages import Answer, Call, Load, Stepped, Unload
@@ -84,7 +84,9 @@ class Device:
         self._loads: dict[str, asyncio.Future[WeirError | None]] = {}
         self._users: Counter[str] = Counter()
         self._used_ns: dict[str, int] = {}
+        self._loading = asyncio.Lock()
         self._draining: int | None = None
+        self._life: Life | None = None
         self._group: asyncio.TaskGroup
 
     @asynccontextmanager
@@ -112,11 +114,13 @@ class Device:
             WeirError: the engine would not load it.
         """
         while True:
+            self.models.get(name)
+            life = await self.supervisor.life()
+            # Looked at after the wait: what happened meanwhile may have changed it.
             model = self.models.get(name)
             refusal = model.refusal()
             if refusal is not None:
                 raise refusal
-            life = await self.supervisor.life()
             if model.in_epoch(life.epoch):
                 return life, model.card
             model.wanted = True
@@ -170,13 +174,13 @@ class Device:
             self._used_ns[name] = self._clock.monotonic_ns()
 
     def residents(self) -> list[Resident]:
-        """Return the models in memory, or on their way into it."""
+        """Return the models in memory, or on their way into it, which counts as use."""
         return [
             Resident(
                 name=model.name,
                 weights_bytes=model.card.weights_bytes,
                 used_ns=self._used_ns.get(model.name, 0),
-                users=self._users[model.name],
+                users=self._users[model.name] + isinstance(model.presence, Loading),
             )
             for model in self.models
             if isinstance(model.presence, Loading | Loaded)
@@ -207,9 +211,37 @@ class Device:
         return done
 
     async def _load(self, model: Model, life: Life, done: asyncio.Future[WeirError | None]) -> None:
-        began_ns = self._clock.monotonic_ns()
-        fields = {"device": self.spec.device, "model": model.name, "epoch": life.epoch}
+        """Load a model, after those before it: the device has one thread, and a crash is the fault of one model."""
         error: WeirError | None = None
+        try:
+            async with self._loading:
+                await self._load_now(model, life)
+        except WeirError as refused:
+            error = refused
+            _log.error(
+                "model_not_loaded",
+                model=model.name,
+                device=self.spec.device,
+                epoch=life.epoch,
+                error=str(refused),
+            )
+        except Exception as failure:  # noqa: BLE001 - the worker's boundary: those who wait must hear of it
+            _log.exception("model_not_loaded", model=model.name, device=self.spec.device, epoch=life.epoch)
+            error = EngineError(f"{type(failure).__name__} while {model.name!r} was loaded: {failure}")
+            self.models.refused(model, life.epoch, error)
+        finally:
+            del self._loads[model.name]
+            if not done.done():
+                done.set_result(error)
+        if isinstance(error, EngineRestartedError):
+            # The next process may have become ready before this load was given up.
+            self._reconcile()
+
+    async def _load_now(self, model: Model, life: Life) -> None:
+        """Load a model. Raises what it was refused with."""
+        if life is not self._life:
+            raise EngineRestartedError("the engine's process was lost", mend="send the request again")
+        began_ns = self._clock.monotonic_ns()
         self.models.loading(model, life.epoch)
         try:
             await self._calls.make_room(model)
@@ -219,26 +251,34 @@ class Device:
                     ModelCard,
                     timeout_ns=self._options.load_timeout_ns,
                 )
+        except DeadlineError:
+            # Nothing tells a load that it is not wanted any more.
+            self.supervisor.condemn(life.epoch, f"it loaded {model.name!r} for too long")
+            raise
+        except EngineRestartedError:
+            raise
         except WeirError as refused:
-            error = refused
-            if isinstance(refused, DeadlineError):
-                # Nothing tells a load that it is not wanted any more.
-                self.supervisor.condemn(life.epoch, f"it loaded {model.name!r} for too long")
-            elif not isinstance(refused, EngineRestartedError):
-                self.models.refused(model, life.epoch, refused)
-            _log.error("model_not_loaded", error=str(refused), **fields)
-        else:
-            self.models.loaded(model, life.epoch, card)
-            mode = self._modes.get(model.name, "on")
-            self.flow.apply(self.scheduler.add_model(model.name, weights_bytes=card.weights_bytes, mode=mode))
-            self._used_ns[model.name] = self._clock.monotonic_ns()
-            self._calls.share_out()
-            took_ms = (self._clock.monotonic_ns() - began_ns) // 1_000_000
-            _log.info("model_loaded", revision=card.revision, took_ms=took_ms, **fields)
-        finally:
-            del self._loads[model.name]
-            if not done.done():
-                done.set_result(error)
+            self.models.refused(model, life.epoch, refused)
+            raise
+        self.models.loaded(model, life.epoch, card)
+        mode = self._modes.get(model.name, "on")
+        self.flow.apply(self.scheduler.add_model(model.name, weights_bytes=card.weights_bytes, mode=mode))
+        self._used_ns[model.name] = self._clock.monotonic_ns()
+        self._calls.share_out()
+        _log.info(
+            "model_loaded",
+            model=model.name,
+            revision=card.revision,
+            device=self.spec.device,
+            epoch=life.epoch,
+            took_ms=(self._clock.monotonic_ns() - began_ns) // 1_000_000,
+        )
+
+    def _reconcile(self) -> None:
+        """Load what the present process should have and has not."""
+        if self._life is not None:
+            for model in self.models.missing(self._life.epoch):
+                self._load_once(model, self._life)
 
     # -- the supervisor's observer --------------------------------------------------------------------------------
 
@@ -246,9 +286,9 @@ class Device:
         """Load what should be there, and admit again."""
         self._draining = None
         self.engine_version = life.initialized.engine_version
+        self._life = life
         self.flow.ready(life)
-        for model in self.models.missing(life.epoch):
-            self._load_once(model, life)
+        self._reconcile()
 
     def on_stepped(self, epoch: int, stepped: Stepped) -> None:
         """Pass a step on."""
@@ -267,6 +307,7 @@ class Device:
     def on_lost(self, epoch: int, error: WeirError) -> None:
         """Fail what ran, and know that nothing is loaded any more."""
         self._draining = None
+        self._life = None
         self.models.lost(epoch)
         self.flow.lost(epoch, error)
 

@@ -29,7 +29,7 @@ from tests.factories.engines import (
 from tests.factories.loops import in_loop
 
 from tokenweir.core.breaker import Closed, HalfOpen, Open
-from tokenweir.core.errors import EngineRestartedError, UnavailableError
+from tokenweir.core.errors import EngineError, EngineRestartedError, UnavailableError
 from tokenweir.core.events import Completed, Event, Failed, Queued, Token, text
 from tokenweir.runtime.engine import Engine
 from tokenweir.runtime.supervision.lifecycle import Broken, Ready
@@ -312,3 +312,57 @@ def test_the_kinds_of_a_failed_stream_are_these(tmp_path: Path) -> None:
             assert counted(await answer(engine, chat())) == 10
 
     scenario()
+
+
+@in_loop
+async def test_an_observer_that_fails_costs_a_restart_and_not_the_server(tmp_path: Path) -> None:
+    broken = True
+
+    def observe(_: object) -> None:
+        if broken:
+            raise ValueError("the observer is broken")
+
+    async with Engine(settings(model(tmp_path)), on_stepped=observe) as engine:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+        last = (await answer(engine, chat()))[-1]
+        assert isinstance(last, Failed)
+        assert last.retryable
+        broken = False
+        assert counted(await answer(engine, chat())) == 10
+
+
+@in_loop
+async def test_what_is_loading_when_the_process_dies_is_loaded_in_the_next(tmp_path: Path) -> None:
+    slow = model(tmp_path, "slow", faults=[fault("slow_load", duration="300ms")])
+    async with serving(settings(model(tmp_path))) as engine, asyncio.TaskGroup() as group:
+        loading = group.create_task(engine.load(str(slow)))
+        await until(lambda: len(engine.models()) > 1, "it loads")
+        kill(engine)
+        assert (await loading).name == "slow"
+        await until(lambda: loaded(engine) == ["m", "slow"], "both are loaded")
+        assert engine.health().epoch == 2
+
+
+@in_loop
+async def test_a_model_under_which_the_process_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+    slow = model(tmp_path, "slow", faults=[fault("slow_load", duration="10s")])
+    async with serving(settings(model(tmp_path))) as engine, asyncio.TaskGroup() as group:
+        loading = group.create_task(_not_loaded(engine, slow))
+        for epoch in (1, 2):
+            await until(
+                lambda epoch=epoch: (
+                    engine.health().epoch == epoch
+                    and [one.state for one in engine.models()] == ["loaded", "loading"]
+                ),
+                "it loads",
+            )
+            kill(engine)
+        assert "lost 2 times while it loaded 'slow'" in str(await loading)
+        assert counted(await answer(engine, chat())) == 10
+        assert engine.health().epoch == 3
+
+
+async def _not_loaded(engine: Engine, path: Path) -> Exception:
+    with pytest.raises(EngineError) as refused:
+        await engine.load(str(path))
+    return refused.value

@@ -310,6 +310,9 @@ class Supervisor:
                 self._do(self._lifecycle.spawned(epoch, process.pid))
                 reason = await process.wait()
                 talk.cancel()
+        except Exception as error:  # noqa: BLE001 - the worker's boundary: the process is ended and replaced
+            _log.exception("supervision_failed", device=self._spec.device, epoch=epoch)
+            reason = f"it could not be looked after: {type(error).__name__}"
         finally:
             process.kill()
             if life.bridge is not None:
