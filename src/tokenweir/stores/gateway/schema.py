@@ -122,3 +122,11 @@ EVENTS: Final = sa.Table(
     sa.Column("events", sa.LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# One row: the number of times that counters outside of this database were counted anew.
+EPOCH: Final = sa.Table(
+    "gateway_epoch",
+    METADATA,
+    sa.Column("one", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+)

@@ -1,0 +1,1 @@
+"""Requests, reservations and the ledger in PostgreSQL, shared by any number of processes."""
