@@ -129,7 +129,7 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a prepared request is: prompt tokens, and the most that each of its ``sequences`` (``n``) may answer."""
+    """How large a prepared request is: prompt tokens, and the most that each of ``sequences`` (``n``) may answer."""
 
     stream: int
     prompt_tokens: int
