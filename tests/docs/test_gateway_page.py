@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.doors.routes import ROUTES
+
+PAGES = Path(__file__).parents[2] / "docs"
+TEXT = "".join(
+    page.read_text(encoding="utf-8") for page in [PAGES / "gateway.md", *(PAGES / "gateway").glob("*.md")]
+)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_route_is_documented(path: str) -> None:
+    assert f"`{ROUTES[path].method} {path}`" in TEXT
+
+
+@pytest.mark.parametrize("name", Metrics().names())
+def test_every_metric_is_documented(name: str) -> None:
+    assert f"`{name}`" in TEXT
