@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import msgspec
 import pytest
 from tests.factories.loops import in_loop
 
@@ -26,18 +25,16 @@ from tokenweir.core.events import Completed, Failed, Started, Token, TokenLogpro
 from tokenweir.core.requests import GenerateRequest, Message
 from tokenweir.ports.inference import DeviceMemory, LoadSpec, ModelCard
 from tokenweir.runtime.bridge.client import BridgeClient
-from tokenweir.runtime.bridge.framing import FrameReader, seal
+from tokenweir.runtime.bridge.framing import seal
 from tokenweir.runtime.bridge.messages import (
     MAX_FRAME_BYTES,
     TO_CHILD,
     Cancel,
-    Code,
     Credit,
     Detokenize,
     Done,
     Embed,
     Embedded,
-    Fault,
     Load,
     Ping,
     Pong,
@@ -178,24 +175,6 @@ async def raw_child() -> AsyncGenerator[tuple[BridgeClient, socket.socket, async
 
 def sealed(text: bytes) -> bytes:
     return bytes(seal(bytearray(4) + text))
-
-
-def exchange(payloads: list[bytes], answers: int) -> list[bytes]:
-    """Send raw frames to a server and return its answers."""
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=Child().server(theirs).serve)
-    thread.start()
-    got: list[bytes] = []
-    reader = FrameReader()
-    with ours:
-        ours.settimeout(5)
-        ours.sendall(b"".join(sealed(one) for one in payloads))
-        while len(got) < answers:
-            got += reader.feed(ours.recv(65_536))
-    thread.join(5)
-    theirs.close()
-    assert not thread.is_alive()
-    return got
 
 
 @in_loop
@@ -456,52 +435,3 @@ async def test_a_call_too_long_for_a_frame_is_refused_here() -> None:
                 Tokenize(model="m", text="x" * (MAX_FRAME_BYTES + 1)), Tokens, timeout_ns=SECOND
             )
         await ends.call()
-
-
-REFUSALS: dict[str, tuple[bytes, int, int | None]] = {
-    "no JSON": (b"nonsense", Code.PARSE, None),
-    "no request": (b'{"jsonrpc":"2.0","id":"x"}', Code.INVALID_REQUEST, None),
-    "no method": (b'{"jsonrpc":"2.0","id":4}', Code.INVALID_REQUEST, 4),
-    "an unknown method": (b'{"jsonrpc":"2.0","id":4,"method":"rm"}', Code.METHOD_NOT_FOUND, 4),
-    "misshapen parameters": (
-        b'{"jsonrpc":"2.0","id":4,"method":"tokenize","params":{"model":1}}',
-        Code.INVALID_PARAMS,
-        4,
-    ),
-}
-
-
-class _Refusal(msgspec.Struct):
-    id: int | None
-    error: Fault
-
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_the_child_refuses_what_it_cannot_read_and_reads_on(refusal: str) -> None:
-    payload, code, number = REFUSALS[refusal]
-    gossip = b'{"jsonrpc":"2.0","method":"gossip","params":{}}'
-    ping = b'{"jsonrpc":"2.0","id":5,"method":"ping","params":{}}'
-    refused, pong = exchange([gossip, payload, ping], answers=2)
-    got = msgspec.json.decode(refused, type=_Refusal)
-    assert (got.error.code, got.id) == (code, number)
-    assert b'"id":5' in pong
-
-
-def test_the_child_ends_with_an_error_where_the_stream_was_cut() -> None:
-    ours, theirs = socket.socketpair()
-    failed: list[Exception] = []
-
-    def serve(run: Callable[[], None]) -> None:
-        try:
-            run()
-        except ProtocolError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=serve, args=(Child().server(theirs).serve,))
-    thread.start()
-    ours.sendall(sealed(b"x" * 100)[:50])
-    ours.close()
-    thread.join(5)
-    theirs.close()
-    assert len(failed) == 1
-    assert "50 bytes into a frame" in str(failed[0])
