@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokenweir.cli.start import start
+from tokenweir.cli.locate import locate
 from tokenweir.core.errors import InputError
 from tokenweir.core.metrics.registry import METRICS
-from tokenweir.studio.comparison import DEFAULT_METRICS, Options, compare, find_run
+from tokenweir.studio.comparison import DEFAULT_METRICS, Options, compare
 from tokenweir.studio.conclusions import signed
 from tokenweir.studio.findings import Change, Comparison, Contrast, LoadComparison, PairComparison
 
@@ -49,12 +49,10 @@ def command(
 
     Runs whose workload or measurement differ are refused, with the fields (exit code 3).
     """
-    settings = start()
     if len(runs) == 1:
         raise InputError(f"{runs[0]!r} alone cannot be compared", mend="name a second run")
     asked = tuple(METRICS) if "all" in metrics else metrics or DEFAULT_METRICS
-    paths = [find_run(reference, settings.stores.runs) for reference in runs]
-    found = compare(paths, Options(metrics=asked, confidence=confidence, seed=seed))
+    found = compare(locate(runs), Options(metrics=asked, confidence=confidence, seed=seed))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from tokenweir.bench.records.rundir import RUN_FILE, read_run
+from tokenweir.bench.records.rundir import read_run
 from tokenweir.bench.report import render, wording
 from tokenweir.bench.report.export import Format, write_requests, write_summaries
+from tokenweir.cli.locate import locate, open_index
 from tokenweir.cli.run_view import echo_run
 from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
-from tokenweir.core.errors import InputError, RecordError
+from tokenweir.core.errors import InputError
 from tokenweir.studio.index import Entry, Query, RunIndex
 
 _DAY_NS: Final = 86_400 * 1_000_000_000
@@ -80,7 +81,7 @@ def list_runs(
         labels=dict(_label(text) for text in labels),
         limit=limit,
     )
-    with _index() as index:
+    with open_index() as index:
         found = index.search(query)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode([_as_json(entry) for entry in found])).decode())
@@ -95,7 +96,7 @@ def list_runs(
 @click.option("--json", "as_json", is_flag=True, help="Print the run's run.json.")
 def show(*, run: str, as_json: bool) -> None:
     """Show a run: whom it belongs to, its metrics with n, the client's conduct, and definitions."""
-    record = read_run(_locate([run])[0])
+    record = read_run(locate([run])[0])
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(record)).decode())
     else:
@@ -118,7 +119,7 @@ def show(*, run: str, as_json: bool) -> None:
 )
 def export(*, runs: tuple[str, ...], form: Format, requests: bool, out: Path | None) -> None:
     """Write the numbers of runs as JSON or CSV, to standard output unless --out is given."""
-    found = _locate(runs)
+    found = locate(runs)
     with _destination(out) as sink:
         (write_requests if requests else write_summaries)(found, form, sink)
 
@@ -151,7 +152,7 @@ def index(*, directory: Path | None, as_json: bool) -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN…")
 def report(*, runs: tuple[str, ...]) -> None:
     """Write report.html of runs again, and print where it is."""
-    for run_dir in _locate(runs):
+    for run_dir in locate(runs):
         click.echo(render(run_dir))
 
 
@@ -172,48 +173,6 @@ def parse_since(text: str, *, now: int) -> int:
         ) from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(moment.timestamp()) * 1_000_000_000
-
-
-@contextmanager
-def _index() -> Generator[RunIndex]:
-    """Open the index of the settings, with what is new in the runs directory."""
-    settings = start()
-    with RunIndex(settings.stores.records) as opened:
-        if settings.stores.runs.is_dir():
-            for error in opened.add_new(settings.stores.runs):
-                click.echo(f"weir: left out: {error}", err=True)
-        yield opened
-
-
-def _locate(names: Sequence[str]) -> list[Path]:
-    """Return the directory of each run.
-
-    Raises:
-        RecordError: an id is unknown or ambiguous, or its directory is gone.
-    """
-    found: dict[str, Path] = {name: _as_dir(Path(name)) for name in names if _is_path(name)}
-    missing = [name for name in names if name not in found]
-    if missing:
-        with _index() as opened:
-            for name in missing:
-                entry = opened.get(name)
-                if not entry.present:
-                    raise RecordError(
-                        f"the directory of {entry.run_id} is gone: {str(entry.path)!r}",
-                        mend="weir runs index forgets it, or finds it again: weir runs index DIR",
-                    )
-                found[name] = entry.path
-    else:
-        start()
-    return [found[name] for name in names]
-
-
-def _is_path(name: str) -> bool:
-    return "/" in name or Path(name).exists()
-
-
-def _as_dir(path: Path) -> Path:
-    return path.parent if path.name == RUN_FILE else path
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from tokenweir.bench.records.model import Run
-from tokenweir.bench.records.rundir import RUN_FILE, read_run
-from tokenweir.core.errors import InputError, RecordError, UnlikeError
+from tokenweir.bench.records.rundir import read_run
+from tokenweir.core.errors import InputError, UnlikeError
 from tokenweir.core.metrics.base import Metric
 from tokenweir.core.metrics.registry import METRICS
 from tokenweir.core.requests import Json
@@ -50,32 +50,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[str, ...] = DEFAULT_METRICS
     confidence: float = 0.95
     seed: int = 0
-
-
-def find_run(reference: str, runs_dir: Path) -> Path:
-    """Return the run directory that a path, a run id or the beginning of one names.
-
-    Raises:
-        RecordError: there is none, or more than one.
-    """
-    for path in (Path(reference), runs_dir / reference):
-        if (path / RUN_FILE).exists():
-            return path
-    near = sorted(path.parent for path in runs_dir.glob(f"*/{RUN_FILE}") if _matches(path.parent, reference))
-    if len(near) == 1:
-        return near[0]
-    if near:
-        names = ", ".join(path.name for path in near[:3])
-        raise RecordError(f"{reference!r} names {len(near)} runs: {names}", mend="write more of the id")
-    raise RecordError(
-        f"there is no run {reference!r}, neither as a directory with {RUN_FILE} nor under {str(runs_dir)!r}",
-        mend="'weir runs list' shows those there are",
-    )
-
-
-def _matches(path: Path, reference: str) -> bool:
-    text = reference.lower()
-    return bool(text) and path.name.lower().removeprefix("run_").startswith(text.removeprefix("run_"))
 
 
 def compare(paths: Sequence[Path], options: Options) -> Comparison:

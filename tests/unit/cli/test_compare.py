@@ -13,7 +13,9 @@ from tokenweir.studio.findings import Comparison
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> tuple[str, str]:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    monkeypatch.setenv("WEIR_STORES__RECORDS", f"sqlite:///{tmp_path}/studio.db")
+    monkeypatch.setenv("WEIR_STORES__RUNS", str(tmp_path))
     make_run(tmp_path / "a", seed=1)
     make_run(tmp_path / "b", seed=2, shape=RunShape(slow=0.88, attributed=False))
     return str(tmp_path / "a"), str(tmp_path / "b")
@@ -43,6 +45,26 @@ def test_all_metrics(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) 
     assert "Interactivity (tokens/s)" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("runs")
+def test_runs_are_named_by_directory_id_and_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("first", "second")):
+        make_run(tmp_path / name, n=40, seed=number, shape=RunShape(run_id=f"run_0ABC{number}"))
+    found: list[Comparison] = []
+    for names in (
+        (f"{tmp_path}/first", f"{tmp_path}/second/run.json"),
+        ("first", "second"),
+        ("run_0ABC0", "run_0ABC1"),
+        ("0abc0", "second"),
+    ):
+        assert run(["compare", *names, "--json", "--metric", "tpot"]) == 0
+        found.append(msgspec.json.decode(capsys.readouterr().out, type=Comparison))
+    assert all(one == found[0] for one in found)
+    assert run(["compare", "first", "0abc"]) == 2
+    assert "2 runs begin with '0abc'" in capsys.readouterr().err
+
+
 def test_unlike_runs_end_with_their_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "a", n=20)
     make_run(tmp_path / "b", n=20, shape=RunShape(tokens=8))
@@ -58,7 +80,7 @@ def test_one_run_or_an_unknown_one_is_refused(
     assert run(["compare", runs[0]]) == 2
     assert "name a second run" in capsys.readouterr().err
     assert run(["compare", runs[0], "run_nowhere"]) == 2
-    assert "there is no run 'run_nowhere'" in capsys.readouterr().err
+    assert "no run 'run_nowhere' is indexed" in capsys.readouterr().err
     assert run(["compare", *runs, "--metric", "speed"]) == 2
     assert "the metrics are" in capsys.readouterr().err
 

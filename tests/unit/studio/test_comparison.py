@@ -14,7 +14,7 @@ from tests.factories.runs import MS, RunShape, make_run
 
 from tokenweir.core.errors import InputError, RecordError, UnlikeError
 from tokenweir.core.metrics.registry import METRICS
-from tokenweir.studio.comparison import DEFAULT_METRICS, Options, compare, find_run
+from tokenweir.studio.comparison import DEFAULT_METRICS, Options, compare
 from tokenweir.studio.findings import Comparison, Contrast, PairComparison
 
 
@@ -278,19 +278,6 @@ def test_more_confidence_makes_wider_intervals(tmp_path: Path) -> None:
         assert one.low is not None
         assert two.low is not None
         assert one.low < two.low
-
-
-def test_runs_are_found_by_path_id_and_beginning(tmp_path: Path) -> None:
-    first, second = tmp_path / "run_0ABC1", tmp_path / "run_0ABD2"
-    for path in (first, second):
-        make_run(path, n=20)
-    assert find_run(str(first), Path("nowhere")) == first
-    assert find_run("run_0ABC1", tmp_path) == first
-    assert find_run("0abd", tmp_path) == second
-    with pytest.raises(RecordError, match="names 2 runs"):
-        find_run("run_0AB", tmp_path)
-    with pytest.raises(RecordError, match="there is no run 'run_9'"):
-        find_run("run_9", tmp_path)
 
 
 def test_damaged_records_are_refused(tmp_path: Path) -> None:
