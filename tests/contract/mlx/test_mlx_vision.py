@@ -63,8 +63,8 @@ def decoder(model: LoadedModel) -> Iterator[Decoder]:
 
 def prompt(model: LoadedModel, images: int = 1, text: str = "What flows?") -> tuple[int, ...]:
     parts: list[dict[str, Json]] = [{"type": "image"} for _ in range(images)]
-    content = (*parts, {"type": "text", "text": text})
-    rendered = model.format.render((Message(role="user", content=content),), (), {})
+    parts.append({"type": "text", "text": text})
+    rendered = model.format.render((Message(role="user", content=tuple(parts)),), (), {})
     return tuple(model.format.encode(rendered, special=False))
 
 

@@ -15,6 +15,7 @@ from tokenweir.ports.inference import Broken, Drawn, StepEvent, StepLimits
 from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.framework import Cache, Model, TokenResponse
 from tokenweir.runtime.engines.mlx.kept_prompts import LEAST, KeptPrompts
+from tokenweir.runtime.engines.mlx.lean_batch import put_in
 from tokenweir.runtime.engines.mlx.rows import Finish, Row, broken
 from tokenweir.runtime.engines.mlx.sampling import likeliest, sampler
 
@@ -43,6 +44,7 @@ class BatchLane:
         self._kept = kept
         self._trimmable = framework.always_trimmable(model)
         self._generator = framework.batching(model, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
+        self._lean = put_in(self._generator)
         self._waiting: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
         self._uids: dict[int, Row] = {}
@@ -170,6 +172,8 @@ class BatchLane:
         )
         self._uids[uid] = row
         self._uid_of[row.id] = uid
+        if self._lean is not None and row.sequence.decoding.logprobs is not None:
+            self._lean.wanted = frozenset({uid, *(self._lean.wanted & self._uids.keys())})
         self._reading.add(uid)
 
     def _park(self, held: frozenset[int]) -> None:
@@ -222,6 +226,7 @@ class BatchLane:
         self._reading.clear()
         self._generator.close()
         self._generator = framework.batching(self._model, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
+        self._lean = put_in(self._generator)
         for row in lost:
             row.pending.append(broken(row.id, error))
             row.ended = True

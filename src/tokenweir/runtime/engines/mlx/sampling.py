@@ -25,8 +25,8 @@ SAMPLERS = 256
 
 @functools.lru_cache(SAMPLERS)
 def _sampler(temperature: float, top_p: float, top_k: int, min_p: float) -> Sampler:
-    def draw(logprobs: mx.array) -> mx.array:
-        return mx.random.categorical(_tempered(logprobs, temperature, top_p, top_k, min_p))
+    def draw(logits: mx.array) -> mx.array:
+        return mx.random.categorical(_tempered(logits, temperature, top_p, top_k, min_p))
 
     return draw
 
@@ -35,15 +35,18 @@ def _greedy(logprobs: mx.array) -> mx.array:
     return mx.argmax(logprobs, axis=-1)
 
 
-def _tempered(logprobs: mx.array, temperature: float, top_p: float, top_k: int, min_p: float) -> mx.array:
+def _tempered(logits: mx.array, temperature: float, top_p: float, top_k: int, min_p: float) -> mx.array:
+    """Return logits, normalised or not, as those of the distribution that is drawn from."""
     if temperature != 1:
-        logprobs = logprobs / temperature
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-    return narrow(logprobs, top_p=top_p, top_k=top_k, min_p=min_p)
+        logits = logits / temperature
+    if top_p < 1 or top_k > 0 or min_p > 0:
+        # What is left out depends on probabilities, not on logits up to a constant.
+        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return narrow(logits, top_p=top_p, top_k=top_k, min_p=min_p)
 
 
 def sampler(decoding: Decoding) -> Sampler:
-    """Return what draws tokens from rows of log probabilities; equal options have the same sampler."""
+    """Return what draws tokens from rows of logits, normalised or not; equal options have the same sampler."""
     if decoding.temperature <= 0:
         return _greedy
     return _sampler(decoding.temperature, decoding.top_p, decoding.top_k, decoding.min_p)
