@@ -21,7 +21,7 @@ from tokenweir.bench.environment import cpu_times, describe_environment, steal_r
 from tokenweir.bench.live import View
 from tokenweir.bench.options import BenchOptions, resolve
 from tokenweir.bench.plan import plan_workload
-from tokenweir.bench.prepare import LoadPoint, Means, Prepared, prepare
+from tokenweir.bench.prepare import LoadPoint, Means, Prepared, Recipient, prepare
 from tokenweir.bench.records.model import Environment, RunStatus
 from tokenweir.bench.settings import Settings
 from tokenweir.bench.stopping import Stopping
@@ -174,9 +174,7 @@ def measure(measurement: Measurement, ready: Ready, view: View) -> None:
                     measurement.work_dir / f"load-{load}",
                     point,
                     measurement.workload,
-                    ready.codec,
-                    ready.target,
-                    ready.headers,
+                    Recipient(ready.codec, ready.target, ready.headers),
                     ready.means,
                 )
                 _flush(measurement, ready)

@@ -51,6 +51,14 @@ class Means(NamedTuple):
     verify_tls: bool
 
 
+class Recipient(NamedTuple):
+    """Whom requests are rendered for."""
+
+    codec: Codec
+    target: Target
+    headers: tuple[tuple[str, str], ...]
+
+
 class Prepared(NamedTuple):
     """A load point ready to run. ``payloads`` stays open until the workers have it; ``total`` requests are listed."""
 
@@ -63,19 +71,87 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    folder: Path,
-    point: LoadPoint,
-    workload: Workload,
-    codec: Codec,
-    target: Target,
-    headers: tuple[tuple[str, str], ...],
-    means: Means,
+    folder: Path, point: LoadPoint, workload: Workload, recipient: Recipient, means: Means
 ) -> Prepared:
     """Render the requests and write each worker's share below ``folder``.
 
     Raises:
         SpecError: the engine cannot be asked this, or nothing bounds the load.
         DescriptorError: more streams are asked for than descriptors may be had.
+    """
+    agenda = draw_up(point, workload)
+    workers = agenda.workers(means.workers)
+    allow_descriptors(-(-agenda.slots // workers) + _OTHER_DESCRIPTORS)
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = folder / "payload-ends.i64"
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it when the workers have it
+    write_payloads(file, ends, _payloads(agenda, workload, recipient))
+    shares = agenda.deal(folder, workers)
+    for share in shares:
+        share.write()
+    repeat = agenda.planned is None
+    notes = ()
+    if workload.asking.unique_prompts and repeat:
+        notes = (f"unique prompts come again after {agenda.total} requests",)
+    return Prepared(
+        tuple(
+            _worker_plan(share, point, recipient.target, means, (file.fileno(), ends), repeat=repeat)
+            for share in shares
+        ),
+        tuple(_finish_plan(share, agenda, workload, recipient.codec) for share in shares),
+        file,
+        agenda.total,
+        agenda.planned,
+        notes,
+    )
+
+
+class Agenda(NamedTuple):
+    """What a load point sends and when, before it is dealt out to workers.
+
+    ``rows`` is the table of :class:`FinishPlan`; ``keys`` has the (sample, repeat) of each payload. ``times`` are
+    nanoseconds after the start, ``None`` for a closed loop without a rate cap. ``slots`` is the concurrency, 0 for an
+    open loop. ``planned`` is how many requests there will be, ``None`` where the list is begun again until time is
+    up.
+    """
+
+    load: int
+    rows: Ints
+    keys: Ints
+    times: Ints | None
+    slots: int
+    planned: int | None
+
+    @property
+    def total(self) -> int:
+        """How many requests are listed."""
+        return len(self.rows)
+
+    def workers(self, most: int) -> int:
+        """Return among how many workers to deal it out: none without a stream or a request."""
+        return max(1, min(most, self.slots or self.total, self.total))
+
+    def deal(self, folder: Path, workers: int) -> list[_Share]:
+        """Return each worker's part, to be written below ``folder``."""
+        return [
+            _Share(
+                worker=worker,
+                home=folder / f"worker-{worker}",
+                rows=self.rows[worker::workers],
+                times=None if self.times is None else self.times[worker::workers],
+                slots=len(range(worker, self.slots, workers)),
+                closed=bool(self.slots),
+                share=1 / workers,
+            )
+            for worker in range(workers)
+        ]
+
+
+def draw_up(point: LoadPoint, workload: Workload) -> Agenda:
+    """Return what a load point sends.
+
+    Raises:
+        SpecError: nothing is due within its time.
     """
     times = schedule(
         point.arrival,
@@ -91,61 +167,10 @@ def prepare(
     if not total:
         message = f"the load {point.arrival.text} holds no request within its time"
         raise SpecError(message, mend="give it a longer --duration or a higher rate")
-    workers = max(1, min(means.workers, slots or total, total))
-    allow_descriptors(-(-slots // workers) + _OTHER_DESCRIPTORS)
     order = workload.order(total, point.seed, point.load)
     rows, keys = _table(workload, order.sample, order.repeat)
     rows[:, 0] += point.first_request
-    folder.mkdir(parents=True, exist_ok=True)
-    ends = folder / "payload-ends.i64"
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it when the workers have it
-    write_payloads(file, ends, _payloads(workload, keys, point.load, codec, target, headers))
-    shares = [
-        _Share(
-            worker=worker,
-            home=folder / f"worker-{worker}",
-            rows=rows[worker::workers],
-            times=times[worker::workers] if scheduled else None,
-            slots=len(range(worker, slots, workers)),
-            closed=bool(slots),
-            share=1 / workers,
-        )
-        for worker in range(workers)
-    ]
-    for share in shares:
-        share.write()
-    finish = FinishPlan(
-        worker=0,
-        load=point.load,
-        folder="",
-        backend=codec.kind,
-        request=msgspec.json.encode(workload.request(int(order.sample[0]), 0, point.load)),
-        start_ns=0,
-        requests="",
-        cycle_requests=total,
-        cycle_repeats=int(order.repeat[-1]) + 1,
-        true_times=codec.kind == "sim",
-        tokenizer=_tokenizer_path(workload),
-    )
-    notes = ()
-    if workload.asking.unique_prompts and planned is None:
-        notes = (f"unique prompts come again after {total} requests",)
-    return Prepared(
-        tuple(
-            _worker_plan(share, point, target, means, (file.fileno(), ends), repeat=planned is None)
-            for share in shares
-        ),
-        tuple(
-            msgspec.structs.replace(
-                finish, worker=share.worker, folder=str(share.home), requests=str(share.requests)
-            )
-            for share in shares
-        ),
-        file,
-        total,
-        planned,
-        notes,
-    )
+    return Agenda(point.load, rows, keys, times if scheduled else None, slots, planned)
 
 
 class _Share(NamedTuple):
@@ -215,6 +240,23 @@ def _worker_plan(
     )
 
 
+def _finish_plan(share: _Share, agenda: Agenda, workload: Workload, codec: Codec) -> FinishPlan:
+    first_sample, last_repeat = int(agenda.rows[0, 2]), int(agenda.rows[-1, 3])
+    return FinishPlan(
+        worker=share.worker,
+        load=agenda.load,
+        folder=str(share.home),
+        backend=codec.kind,
+        request=msgspec.json.encode(workload.request(first_sample, 0, agenda.load)),
+        start_ns=0,
+        requests=str(share.requests),
+        cycle_requests=agenda.total,
+        cycle_repeats=last_repeat + 1,
+        true_times=codec.kind == "sim",
+        tokenizer=_tokenizer_path(workload),
+    )
+
+
 def allow_descriptors(needed: int) -> None:
     """Raise the soft limit of descriptors as far as it goes.
 
@@ -260,16 +302,10 @@ def _table(
     return rows, keys
 
 
-def _payloads(
-    workload: Workload,
-    keys: Ints,
-    load: int,
-    codec: Codec,
-    target: Target,
-    headers: tuple[tuple[str, str], ...],
-) -> Iterator[bytes]:
-    for sample, repeat in keys.tolist():
-        yield render(codec.encode(workload.request(sample, repeat, load)), target, headers)
+def _payloads(agenda: Agenda, workload: Workload, recipient: Recipient) -> Iterator[bytes]:
+    codec, target, headers = recipient
+    for sample, repeat in agenda.keys.tolist():
+        yield render(codec.encode(workload.request(sample, repeat, agenda.load)), target, headers)
 
 
 def _tokenizer_path(workload: Workload) -> str | None:
