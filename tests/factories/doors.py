@@ -21,7 +21,13 @@ MESSAGES: Json = [{"role": "user", "content": "hi"}]
 HERE = {"content-type": "application/json", "host": "127.0.0.1:8100"}
 
 
-def make_app(serving: Serving | None = None, *, key: str | None = None, limits: Limits | None = None) -> App:
+def make_app(
+    serving: Serving | None = None,
+    *,
+    key: str | None = None,
+    limits: Limits | None = None,
+    log_prompts: bool = False,
+) -> App:
     """Return the application over a fake engine."""
     clock = SystemClock()
     build = Build(version="1.2.3", commit="c" * 40)
@@ -33,6 +39,7 @@ def make_app(serving: Serving | None = None, *, key: str | None = None, limits: 
             build=build,
             key=key,
             limits=limits,
+            log_prompts=log_prompts,
         )
     )
 

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from tokenweir.core.errors import (
+    GuidanceError,
     InputError,
     OverloadedError,
     ParameterError,
@@ -21,6 +22,9 @@ _NS_PER_S: Final = 1_000_000_000
 _DEFAULT_RETRY_S: Final = 1
 _RETRY_LATER: Final = frozenset({429, 503})
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_SHOWN: Final = 60
+_QUOTING: Final = (ParameterError, GuidanceError)
+"""Errors whose messages repeat what the client wrote, which may be its prompt."""
 _BAD_REQUESTS: Final = range(400, 500)
 
 
@@ -150,6 +154,16 @@ def problem(error: WeirError) -> Problem:
         retry_after_s=retry_s,
         allow=error.allowed if isinstance(error, MethodError) else "",
     )
+
+
+def logged(error: WeirError, *, quotes: bool = False) -> dict[str, object]:
+    """Return what the log tells of an error: without ``quotes`` nothing that repeats what the client wrote."""
+    told: dict[str, object] = {"error.type": error.code}
+    if isinstance(error, ParameterError):
+        told |= {"error.reason": error.reason, "error.param": error.param[:_SHOWN]}
+    if quotes or not isinstance(error, _QUOTING):
+        told["error.message"] = error.message
+    return told
 
 
 def failure(event: Failed | Cancelled) -> WeirError:

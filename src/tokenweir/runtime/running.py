@@ -78,6 +78,7 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
         build=build,
         limits=_limits(settings),
         key=settings.api_key.read() if settings.api_key is not None else None,
+        log_prompts=settings.log_prompts,
     )
     server = HttpServer(
         App(door),

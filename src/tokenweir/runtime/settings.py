@@ -101,7 +101,9 @@ class Settings(SettingsModel):
     api_key: SecretRef | None = Field(
         default=None, description="Key that clients must send, as env:NAME or file:PATH."
     )
-    log_prompts: bool = Field(default=False, description="Write prompts and answers into the log.")
+    log_prompts: bool = Field(
+        default=False, description="Write prompts and answers of chats and completions into the log."
+    )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="Longest request body; more gets 413.")
     max_header_bytes: int = Field(
         default=32 << 10, ge=1024, description="Longest head of a request; more gets 431."

@@ -233,6 +233,7 @@ class Device:
             failed = Failed(
                 seq=command.first_seq,
                 kind=UnavailableError.code,
+                status=UnavailableError.http_status,
                 message=f"the model {request.model!r} was unloaded; send the request again",
                 retryable=True,
             )

@@ -77,7 +77,8 @@ def decodings(
     plain = guidance is None and sampling.logprobs is None and sampling.n == 1
     use_draft = options.use_draft
     if use_draft is None:
-        use_draft = plain and card.draft is not None
+        # Who says how many tokens are drafted wants a draft.
+        use_draft = options.draft_tokens is not None or (plain and card.draft is not None)
     first = Decoding(
         max_tokens=max_tokens,
         min_tokens=sampling.min_tokens or 0,
@@ -136,8 +137,11 @@ def _check(card: ModelCard, sampling: Sampling, options: RunOptions) -> None:
         require(card, "logprobs", "log probabilities")
     if options.kv_bits is not None:
         require(card, "quantised_kv", "kv_bits, a quantised cache")
-    if options.use_draft:
-        require(card, "draft", "use_draft, speculation with a draft model")
+    if options.draft_tokens is not None and options.use_draft is False:
+        raise SpecError("draft_tokens and use_draft false contradict each other", mend="leave one out")
+    if options.use_draft or options.draft_tokens is not None:
+        wanted = "use_draft" if options.use_draft else "draft_tokens"
+        require(card, "draft", f"{wanted}, speculation with a draft model")
         if card.draft is None:
             raise SpecError(
                 f"the model {card.name!r} was loaded without a draft model", mend="load it with one"

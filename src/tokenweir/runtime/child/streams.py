@@ -19,6 +19,7 @@ from tokenweir.ports.inference import (
     StepEvent,
     StepLimits,
 )
+from tokenweir.runtime.bridge.faults import CLASSES
 from tokenweir.runtime.bridge.messages import Stepped, StreamEvents, Tune
 from tokenweir.runtime.child.answer import Choice, FinishReason, TokenTexts
 from tokenweir.runtime.child.commands import StartStream
@@ -222,11 +223,14 @@ class ModelStreams:
             self._end_with(stream, lambda seq: Cancelled(seq=seq))
 
     def fail(self, number: int, *, code: str, message: str, retryable: bool) -> None:
-        """End a stream with an error."""
+        """End a stream with an error, which has the status of its class."""
         stream = self._streams.get(number)
+        kind = CLASSES.get(code)
+        status = kind.http_status if kind is not None else None
         if stream is not None:
             self._end_with(
-                stream, lambda seq: Failed(seq=seq, kind=code, message=message, retryable=retryable)
+                stream,
+                lambda seq: Failed(seq=seq, kind=code, message=message, status=status, retryable=retryable),
             )
 
     def tune(self, tune: Tune) -> None:

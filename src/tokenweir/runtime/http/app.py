@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from tokenweir.asgi.call import Call, DisconnectedError, Event, Receive, Scope, Send
-from tokenweir.asgi.problems import problem
+from tokenweir.asgi.problems import logged, problem
 from tokenweir.core.errors import UnauthorizedError, WeirError
 from tokenweir.core.ids import new_id
 from tokenweir.runtime.http.door import Door
@@ -78,7 +78,7 @@ class App:
         }
         if isinstance(error, WeirError):
             level = max(level, error.log_level)
-            fields |= {"error.type": error.code, "error.message": error.message}
+            fields |= logged(error, quotes=self.door.log_prompts)
         elif error is not None:
             _LOG.error("request failed", exc_info=error, **fields)
             return

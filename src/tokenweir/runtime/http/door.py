@@ -37,7 +37,10 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Door:
-    """The engine's facade, the limits, the counters and the clock. ``key`` is what clients must send, if any."""
+    """The engine's facade, the limits, the counters and the clock. ``key`` is what clients must send, if any.
+
+    ``log_prompts`` lets the log tell what was asked and answered.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Door:
         build: Build,
         limits: Limits | None = None,
         key: str | None = None,
+        log_prompts: bool = False,
     ) -> None:
         self.serving = serving
         self.metrics = metrics
@@ -55,6 +59,7 @@ class Door:
         self.build = build
         self.limits = limits or Limits()
         self.key = key
+        self.log_prompts = log_prompts
         self.started_s = clock.wall_ns() // _NS_PER_S
 
     @property

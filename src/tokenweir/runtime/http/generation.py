@@ -14,7 +14,7 @@ from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import failure
 from tokenweir.core.errors import ParameterError, UnavailableError, WeirError
 from tokenweir.core.events import Accepted, Cancelled, Completed, Degraded, Event, Failed, Token, Usage
-from tokenweir.core.requests import GenerateRequest, Kind
+from tokenweir.core.requests import GenerateRequest, Json, Kind
 from tokenweir.ports.inference import ModelCard
 from tokenweir.runtime.http.chunks import DONE, ChatChunks, Chunks, Head, TextChunks
 from tokenweir.runtime.http.door import Door
@@ -50,10 +50,26 @@ async def _generate(door: Door, call: Call, kind: Kind) -> None:
             model=card.name,
             fingerprint=door.fingerprint(card),
         )
+        if door.log_prompts:
+            meter.prompt = [_prompt(one) for one in ask.requests]
+            meter.answer = {}
         answer = _Streamed(call, ask, head, meter) if ask.stream else _Gathered(call, ask, head, meter)
         await _while_connected(call, _run(door, ask, answer))
         if answer.unfinished:
             meter.outcome = "gone"
+
+
+def _prompt(request: GenerateRequest) -> Json:
+    """Return what a request asks, as the log tells it: images only by their places."""
+    if request.kind == "completion":
+        return request.prompt if isinstance(request.prompt, str) else list(request.prompt)
+    turns: list[Json] = []
+    for turn in request.messages:
+        said: Json = turn.content if isinstance(turn.content, str) else None
+        if isinstance(turn.content, tuple):
+            said = [part.get("text", "[image]") for part in turn.content]
+        turns.append({"role": turn.role, "content": said})
+    return turns
 
 
 def _check_draft(ask: Ask, card: ModelCard) -> None:
@@ -105,6 +121,7 @@ async def _relay(door: Door, ask: Ask, at: int, answer: _Answer) -> None:
     async with aclosing(events):
         async for event in events:
             if type(event) is Token:
+                answer.hear(event, base + event.index)
                 await answer.token(event, base + event.index)
                 continue
             match event:
@@ -147,6 +164,13 @@ class _Answer:
         """The tokens of all prompts together."""
         found = list(self._usages.values())
         return found[0] if len(found) == 1 else _sum(found)
+
+    def hear(self, event: Token, index: int) -> None:
+        """Keep an increment's text where the log shall tell it."""
+        heard = self.meter.answer
+        if heard is not None:
+            called = "".join(call.name + call.arguments for call in event.tool_calls)
+            heard[index] = heard.get(index, "") + event.reasoning + event.text + called
 
     def add_usage(self, usage: Usage, at: int) -> None:
         """Take the usage of a prompt; a later one replaces an earlier one."""

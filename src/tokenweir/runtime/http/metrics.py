@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from tokenweir.core.clock import Clock
 from tokenweir.core.events import Usage
+from tokenweir.core.requests import Json
 from tokenweir.runtime.bridge.messages import Stepped
 
 PREFIX: Final = "weir_runtime_"
@@ -60,7 +61,10 @@ class Bins:
 
 
 class Meter:
-    """Measures one request. ``outcome`` is what it will be counted as; ``engine_id`` the engine's name for it."""
+    """Measures one request. ``outcome`` is what it will be counted as; ``engine_id`` the engine's name for it.
+
+    ``prompt`` and ``answer`` are set only where the log shall tell them.
+    """
 
     __slots__ = (
         "_clock",
@@ -69,8 +73,10 @@ class Meter:
         "_metrics",
         "_model",
         "_start_ns",
+        "answer",
         "engine_id",
         "outcome",
+        "prompt",
         "usage",
     )
 
@@ -83,6 +89,8 @@ class Meter:
         self._last_ns = 0
         self.usage: Usage | None = None
         self.engine_id = ""
+        self.prompt: Json = None
+        self.answer: dict[int, str] | None = None
         self.outcome: Outcome = "failed"
 
     @property
@@ -122,6 +130,8 @@ class Meter:
         if self.usage is not None:
             told["gen_ai.usage.input_tokens"] = self.usage.input_tokens
             told["gen_ai.usage.output_tokens"] = self.usage.output_tokens
+        if self.answer is not None:
+            told |= {"prompt": self.prompt, "answer": list(self.answer.values())}
         return told
 
     def done(self, usage: Usage) -> None:

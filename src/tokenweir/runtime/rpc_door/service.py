@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from tokenweir.asgi.problems import failure
+from tokenweir.asgi.problems import failure, logged
 from tokenweir.core.errors import ConfigError, UnauthorizedError, WeirError
 from tokenweir.core.events import Cancelled, Failed
 from tokenweir.runtime.http.door import Door
@@ -207,7 +207,7 @@ def _remaining_ns(context: Context) -> int | None:
 
 
 async def _refuse(context: Context, error: WeirError) -> NoReturn:
-    _LOG.log(error.log_level, "call refused", **{"error.type": error.code, "error.message": error.message})
+    _LOG.log(error.log_level, "call refused", **logged(error))
     metadata = ((ERROR_KEY, detail(error).SerializeToString()),)
     await context.abort(status(error), str(error), trailing_metadata=metadata)
     raise error

@@ -251,3 +251,29 @@ def test_guidance_may_come_as_a_response_format(model: SimModel) -> None:
 def test_guidance_that_cannot_be_obeyed_is_refused_before_decoding(model: SimModel) -> None:
     with pytest.raises(GuidanceError):
         chat(model, options=RunOptions(guidance=Guidance(kind="regex", value="(")))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "what"),
+    [
+        (Guidance(kind="json_schema", value='{"type":"string","maxlength":3}'), "'maxlength' at #"),
+        (Guidance(kind="json_schema", value='{"type":"array","uniqueItems":true}'), "'uniqueItems' at #"),
+        (Guidance(kind="json_schema", value='{"x-guidance":{"lenient":true}}'), "'x-guidance' at #"),
+        (Guidance(kind="choice", value='["a","a"]'), "listed twice"),
+    ],
+)
+def test_guidance_that_would_be_passed_over_is_refused_by_name(
+    model: SimModel, guidance: Guidance, what: str
+) -> None:
+    with pytest.raises(GuidanceError, match=what):
+        chat(model, options=RunOptions(guidance=guidance))
+
+
+def test_tokens_to_draft_ask_for_a_draft(model: SimModel, tmp_path: Path) -> None:
+    drafted = chat(model, options=RunOptions(draft_tokens=5), sampling=Sampling(n=2)).choices[0]
+    assert (drafted.use_draft, drafted.draft_tokens) == (True, 5)
+    with pytest.raises(SpecError, match="draft_tokens and use_draft"):
+        chat(model, options=RunOptions(draft_tokens=5, use_draft=False))
+    alone = load(directory(tmp_path / "alone"))
+    with pytest.raises(SpecError, match="without a draft model"):
+        chat(alone, options=RunOptions(draft_tokens=5))

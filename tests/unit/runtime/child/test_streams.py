@@ -241,7 +241,7 @@ def test_a_broken_sequence_fails_its_stream_and_no_other(bench: Bench) -> None:
     bench.start(1, n=2)
     bench.start(2)
     bench.step(lake(1), Broken(sequence=2, code="guidance", message="no", retryable=False), lake(3))
-    assert bench.events[1][-1] == Failed(seq=4, kind="guidance", message="no")
+    assert bench.events[1][-1] == Failed(seq=4, kind="guidance", message="no", status=400)
     assert sorted(bench.decoder.removed) == [1, 2]
     assert text(bench.events[2]) == " lake"
 

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.factories.doors import HERE, MESSAGES, Exchange, ask, dig, make_app, post
 
 from tokenweir.core.breaker import Open
+from tokenweir.core.errors import GuidanceError
 from tokenweir.core.events import Event, Token
 from tokenweir.core.requests import GenerateRequest, Json
 from tokenweir.runtime.bridge.messages import Stepped
@@ -370,6 +371,50 @@ def test_one_event_is_logged_for_each_request_and_no_prompt() -> None:
     assert (good["gen_ai.request.model"], good["gen_ai.usage.output_tokens"]) == ("fake", 2)
     assert (bad["error.type"], bad["log_level"]) == ("bad_parameter", "warning")
     assert "private" not in str(good)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": "private words"},
+        {"messages": [{"role": "user", "content": {"private": "words"}}]},
+        {"messages": [{"role": "private words", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "private"}}]}]},
+        {"messages": MESSAGES, "stop": ["private words", 3]},
+        {"messages": MESSAGES, "prediction": {"type": "content", "content": "private words"}},
+    ],
+)
+def test_a_refusal_is_logged_without_what_the_client_wrote(body: dict[str, Json]) -> None:
+    with structlog.testing.capture_logs() as logged:
+        assert ask(make_app(), post(CHAT, body)).status == 400
+    assert "private" not in str(logged)
+    assert str(logged[0]["error.param"]).partition("[")[0] in body
+    with structlog.testing.capture_logs() as logged:
+        ask(make_app(log_prompts=True), post(CHAT, body))
+    assert "error.message" in logged[0]
+
+
+def test_guidance_is_not_logged_either() -> None:
+    refused = GuidanceError("the choice 'private words' is listed twice")
+    serving = FakeServing(lambda _request, _options: refused)
+    with structlog.testing.capture_logs() as logged:
+        assert ask(make_app(serving), post(CHAT, BODY)).status == 400
+    assert logged[0]["error.type"] == "guidance"
+    assert "private" not in str(logged)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_and_answers_are_logged_where_that_is_set(stream: bool) -> None:  # noqa: FBT001
+    serving = FakeServing(lambda _request, _options: spoken("very private", choices=2))
+    seen: Json = [{"type": "text", "text": "secret"}, {"type": "text", "text": "things"}]
+    messages: Json = [{"role": "user", "content": seen}, {"role": "user", "content": "hi"}]
+    body: Json = {"messages": messages, "n": 2, "stream": stream}
+    with structlog.testing.capture_logs() as logged:
+        ask(make_app(serving, log_prompts=True), post(CHAT, body))
+    assert logged[0]["prompt"] == [
+        [{"role": "user", "content": "secret\nthings"}, {"role": "user", "content": "hi"}]
+    ]
+    assert logged[0]["answer"] == ["very private", "very private"]
 
 
 def test_images_are_bounded() -> None:
