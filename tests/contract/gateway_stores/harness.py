@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +33,10 @@ class Requests(RequestStore, RequestUpkeep, Protocol):
     """A request store with its upkeep."""
 
 
+async def nothing_waits() -> None:
+    """Return at once: what is accepted is queued in the same transaction."""
+
+
 @dataclass(frozen=True)
 class Stores:
     """One set of adapters over the same data."""
@@ -42,6 +47,8 @@ class Stores:
     requests: Requests
     queue: Queue
     events: EventLog
+    published: Callable[[], Awaitable[None]] = nothing_waits
+    """Returns when the jobs of what was accepted are in the queue: where it is a store of its own, they follow."""
 
 
 class Place(Protocol):

@@ -59,6 +59,7 @@ class IntakeContract:
             (outcome,) = await stores.intake.accept([wanted])
             assert isinstance(outcome, Taken)
             assert outcome.request == wanted.reserve.request
+            await stores.published()
 
         async def after(stores: Stores) -> None:
             record = await stores.requests.get(wanted.reserve.request)
@@ -80,6 +81,7 @@ class IntakeContract:
             (outcome,) = await stores.intake.accept([wanted])
             assert isinstance(outcome, Denied)
             assert await stores.requests.get(wanted.reserve.request) is None
+            await stores.published()
             assert (await stores.queue.depth()).ready == 0
             assert await stores.requests.history(USER, before=None, limit=10) == []
 
@@ -99,6 +101,7 @@ class IntakeContract:
             assert {outcome.request for outcome in outcomes} == {first.reserve.request}
             (left,) = await stores.quota.use([day])
             assert left.remaining == 900
+            await stores.published()
             assert (await stores.queue.depth()).ready == 1
 
         tell(place, story)
