@@ -43,8 +43,11 @@ _draw = random.Random(1)
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print what was found: the bare loop alone, or both."""
     directory = Path(sys.argv[1])
+    if sys.argv[2:3] == ["bare"]:
+        print(json.dumps(_alone(directory, int(sys.argv[3]), int(sys.argv[4]))))
+        return
     engine = registry.create("mlx", EngineOptions(prefix_cache_bytes=256 << 20))
     spec = LoadSpec(name="m", path=str(directory))
     loaded = engine.load(spec, read_card(directory, "m"))
@@ -66,21 +69,38 @@ def main() -> None:
     print(json.dumps(found))
 
 
+def _alone(directory: Path, prompt_tokens: int, tokens: int) -> dict[str, float]:
+    """Return the bare loop's tokens per second at 32 sequences together, and the milliseconds of a step with one."""
+    model: Any = importlib.import_module("mlx_lm.utils").load_model(directory)[0]
+    together: list[float] = []
+    steps: list[float] = []
+    for turn in range(TURNS[32] // 2 + 1):
+        prompts = [_prompt(prompt_tokens) for _ in range(32)]
+        speeds = [_bare(model, each, tokens) for each in (prompts, prompts[:1])]
+        if turn:
+            together.append(speeds[0])
+            steps.append(1e3 / speeds[1])
+    return {"together": statistics.median(together), "step_ms": statistics.median(steps)}
+
+
 def _turns(model: Any, decoder: Decoder, size: int) -> tuple[list[float], list[float]]:  # noqa: ANN401 - MLX LM's
     """Return tokens per second of both, turn by turn; the first turn of each only warms up."""
     bare: list[float] = []
     ours: list[float] = []
     for turn in range(TURNS[size] + 1):
         prompts = [_prompt(PROMPT_TOKENS) for _ in range(size)]
-        order = (_bare, _ours) if turn % 2 else (_ours, _bare)
-        speeds = {each: each(model, decoder, prompts, ANSWER_TOKENS[size]) for each in order}
+        tokens = ANSWER_TOKENS[size]
+        if turn % 2:
+            speeds = (_bare(model, prompts, tokens), _ours(decoder, prompts, tokens))
+        else:
+            speeds = (_ours(decoder, prompts, tokens), _bare(model, prompts, tokens))[::-1]
         if turn:
-            bare.append(speeds[_bare])
-            ours.append(speeds[_ours])
+            bare.append(speeds[0])
+            ours.append(speeds[1])
     return bare, ours
 
 
-def _bare(model: Any, _: Decoder, prompts: Sequence[list[int]], tokens: int) -> float:  # noqa: ANN401 - MLX LM's
+def _bare(model: Any, prompts: Sequence[list[int]], tokens: int) -> float:  # noqa: ANN401 - MLX LM's
     """Return the tokens per second of MLX LM's ``BatchGenerator`` and nothing around it."""
     generate: Any = importlib.import_module("mlx_lm.generate")
     generator = generate.BatchGenerator(
@@ -97,7 +117,7 @@ def _bare(model: Any, _: Decoder, prompts: Sequence[list[int]], tokens: int) -> 
     return made / took
 
 
-def _ours(_: Any, decoder: Decoder, prompts: Sequence[list[int]], tokens: int) -> float:  # noqa: ANN401 - MLX LM's
+def _ours(decoder: Decoder, prompts: Sequence[list[int]], tokens: int) -> float:
     """Return the tokens per second of our batch lane, to the port's events."""
     how = Decoding(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     decoder.insert(

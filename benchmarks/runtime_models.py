@@ -11,6 +11,9 @@ CACHE = Path(__file__).parent / "cache"
 SHAPE = ModelShape(
     vocabulary=4096, hidden=256, layers=6, heads=4, kv_heads=2, feed_forward=1024, context=4096
 )
+SMALLER = ModelShape(
+    vocabulary=2048, hidden=256, layers=2, heads=4, kv_heads=2, feed_forward=768, context=4096
+)
 
 _ROOT = Path(__file__).parent.parent
 _BLAS = (
@@ -22,10 +25,19 @@ _BLAS = (
 
 def eight_million() -> Path:
     """Return the model's directory, made at the first call: its tokenizer is trained on this repository's texts."""
-    directory = CACHE / "runtime-8m"
+    return _made("runtime-8m", SHAPE)
+
+
+def ten_megabytes() -> Path:
+    """Return the directory of a smaller model, whose weights take 10 MB."""
+    return _made("runtime-10mb", SMALLER)
+
+
+def _made(name: str, shape: ModelShape) -> Path:
+    directory = CACHE / name
     if not (directory / "config.json").is_file():
         files = [*sorted((_ROOT / "docs").glob("*.md")), *sorted((_ROOT / "src").rglob("*.py"))]
-        build_tiny_model(directory, [file.read_text(encoding="utf-8") for file in files], shape=SHAPE)
+        build_tiny_model(directory, [file.read_text(encoding="utf-8") for file in files], shape=shape)
     return directory
 
 
