@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final, Protocol, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenweir.asgi.call import Receive, Scope, Send
 from tokenweir.asgi.problems import HeadTooLargeError, SlowRequestError, problem
+from tokenweir.asgi.wire import KEY, Wire
 from tokenweir.core.errors import ConfigError
 
 _BACKLOG: Final = 2048
@@ -46,6 +47,7 @@ class _Protocol(HttpToolsProtocol):
 
     bounds = Bounds()
     _head_bytes = 0
+    _in_head = False
     _refused = False
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
@@ -53,26 +55,33 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Give the client so long to send its first head."""
         super().connection_made(transport)
+        self._watchers: set[Callable[[], object]] = set()
+        self._wire = Wire(self._watchers)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Forget the timers, and tell who watches."""
         self._head_arrived()
         self._reader_moved()
         super().connection_lost(exc)
+        for gone in tuple(self._watchers):
+            gone()
 
     def data_received(self, data: bytes) -> None:
         """Read, unless the client was refused already."""
         if self._refused:
             return
         super().data_received(data)
+        # Most heads come whole, and need no timer.
+        if self._in_head and self._head_timer is None:
+            self._expect_head()
 
     def on_message_begin(self) -> None:
         """Count the head from its beginning."""
         super().on_message_begin()
         self._head_bytes = 0
-        if self._head_timer is None:
-            self._expect_head()
+        self._in_head = True
+        self._wire = cast("dict[str, object]", self.scope)[KEY] = Wire(self._watchers)
 
     def on_url(self, url: bytes) -> None:
         """Count the path."""
@@ -86,9 +95,12 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start on the request, unless it was refused."""
+        self._in_head = False
         self._head_arrived()
         if not self._refused:
             super().on_headers_complete()
+            # Its task starts only once this has returned.
+            self._wire.carry(self.cycle)
 
     def pause_writing(self) -> None:
         """Give the client so long to read on."""
@@ -115,9 +127,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(
-            self.bounds.read_timeout_ns / _NS_PER_S,
-            self._refuse,
-            SlowRequestError("the request's head did not arrive in time", mend="send it faster"),
+            self.bounds.read_timeout_ns / _NS_PER_S, self._give_up_on_head
         )
 
     def _head_arrived(self) -> None:
@@ -129,6 +139,9 @@ class _Protocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _give_up_on_head(self) -> None:
+        self._refuse(SlowRequestError("the request's head did not arrive in time", mend="send it faster"))
 
     def _give_up_on_reader(self) -> None:
         self.transport.abort()
@@ -159,7 +172,8 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Serves an application at an address. It listens from the moment it is made; ``url`` is where.
 
-    ``drain_timeout_ns`` is how long answers on their way may take once it was closed.
+    ``drain_timeout_ns`` is how long answers on their way may take once it was closed. ``message_bytes`` is the
+    longest message of a WebSocket; without it there are none.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -173,6 +187,7 @@ class HttpServer:
         *,
         bounds: Bounds | None = None,
         drain_timeout_ns: int = 30 * _NS_PER_S,
+        message_bytes: int = 0,
     ) -> None:
         self._socket = _bind(host, port)
         self.port = cast("int", self._socket.getsockname()[1])
@@ -182,7 +197,10 @@ class HttpServer:
         config = uvicorn.Config(
             cast("Any", app),
             http=cast("type[asyncio.Protocol]", protocol),
-            ws="none",
+            ws="wsproto" if message_bytes else "none",
+            ws_max_size=message_bytes or 1,
+            # A small compressed message may be a large one.
+            ws_per_message_deflate=False,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -196,7 +214,13 @@ class HttpServer:
 
     async def serve(self) -> None:
         """Answer until closed, then finish what is on its way."""
-        await self._server.serve(sockets=[self._socket])
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            # Cancelled, uvicorn leaves its listeners open, and uvloop waits for them when the loop is closed.
+            for listener in getattr(self._server, "servers", ()):
+                cast("asyncio.Server", listener).close()
+            self._socket.close()
 
     def close(self, *, at_once: bool = False) -> None:
         """Stop listening; ``at_once`` does not wait for answers that are on their way."""

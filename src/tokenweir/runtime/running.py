@@ -14,7 +14,7 @@ import uvloop
 from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import SystemClock
-from tokenweir.core.errors import CancelledError
+from tokenweir.core.errors import CancelledError, WeirError
 from tokenweir.runtime.engine import Engine
 from tokenweir.runtime.health import EngineHealth
 from tokenweir.runtime.http.app import App
@@ -87,6 +87,7 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
         bounds=_bounds(settings),
         drain_timeout_ns=settings.drain_timeout,
     )
+    failed: WeirError | None = None
     with stop.watching():
         try:
             async with asyncio.TaskGroup() as group:
@@ -97,10 +98,15 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
                         async with _grpc(door, settings) as address:
                             announce(Running(url=server.url, grpc=address, health=engine.health()))
                             await _until_stopped(engine, stop, settings)
+                except WeirError as error:
+                    # Kept until the server has ended in its own way: the group would cancel it.
+                    failed = error
                 finally:
-                    server.close(at_once=stop.asked > 1)
+                    server.close(at_once=stop.asked > 1 or failed is not None)
         except* Exception as errors:  # noqa: BLE001 - only taken out of their group
             raise first_of(errors) from None
+    if failed is not None:
+        raise failed
     if stop.asked > 1:
         raise CancelledError("stopped by the user, twice: answers on their way were cut off")
 
