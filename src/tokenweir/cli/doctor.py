@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ from tokenweir import __version__
 from tokenweir.app import Settings
 from tokenweir.bench.calibration import load_calibration
 from tokenweir.cli.start import start
+from tokenweir.runtime.memory import total_bytes
+from tokenweir.runtime.settings import bytes_of
 from tokenweir.telemetry import build, machine
 
 State = Literal["fine", "note", "missing"]
@@ -35,8 +38,10 @@ _DEFAULT_PORTS = {"amqp": 5672, "http": 80, "https": 443, "kafka": 9092, "postgr
 _EXTRAS = {
     "bench": ("pyarrow", "tokenizers"),
     "studio": ("alembic", "sqlalchemy"),
+    "runtime": ("grpc", "httptools", "llguidance", "prometheus_client", "uvicorn", "uvloop"),
     "demo": ("mlx", "mlx_lm"),
 }
+_OPTIONAL = ("runtime", "demo")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +74,8 @@ def examine(settings: Settings, *, streams: int) -> Report:
         _clock(),
         _cores(),
         _blas(),
+        _mlx(),
+        _memory(settings),
         _calibration(),
         _disk(settings.stores.runs),
         *_extras(),
@@ -204,6 +211,32 @@ def _blas() -> Finding:
     )
 
 
+def _mlx() -> Finding:
+    if find_spec("mlx") is None or find_spec("mlx_lm") is None:
+        return Finding(
+            name="mlx",
+            state="note",
+            detail="not installed: weir runtime can serve simulated models only",
+            mend="pip install 'tokenweir[runtime]'; MLX runs on Apple silicon and on Linux",
+        )
+    device = "Metal" if sys.platform == "darwin" else "CPU"
+    sees = f", mlx-vlm {version('mlx-vlm')} for images" if find_spec("mlx_vlm") is not None else ""
+    detail = f"mlx {version('mlx')} on the {device}, mlx-lm {version('mlx-lm')}{sees}"
+    return Finding(name="mlx", state="fine", detail=detail)
+
+
+def _memory(settings: Settings) -> Finding:
+    total = total_bytes()
+    limit = bytes_of(settings.runtime.memory_limit, total)
+    enough = limit <= total
+    return Finding(
+        name="memory",
+        state="fine" if enough else "note",
+        detail=f"{total / 2**30:.1f} GiB; weir runtime takes up to {limit / 2**30:.1f} GiB of it for models",
+        mend="" if enough else "lower runtime.memory_limit",
+    )
+
+
 def _calibration() -> Finding:
     last = load_calibration()
     if last is None:
@@ -248,7 +281,7 @@ def _extras() -> Iterator[Finding]:
             state="missing" if lacking else "fine",
             detail=f"not installed: {', '.join(lacking)}" if lacking else ", ".join(modules),
             mend=f"pip install 'tokenweir[{extra}]'" if lacking else "",
-            needed=extra != "demo",
+            needed=extra not in _OPTIONAL,
         )
 
 

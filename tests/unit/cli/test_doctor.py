@@ -6,6 +6,7 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tokenweir.bench.records.model import Calibration
 from tokenweir.cli import doctor, main
 from tokenweir.cli.doctor import Finding
 from tokenweir.config import EndpointSettings, StoreSettings
+from tokenweir.runtime.memory import total_bytes
+from tokenweir.runtime.settings import bytes_of
 from tokenweir.telemetry import machine
 
 
@@ -134,3 +137,26 @@ def test_runs_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     file.touch()
     assert found(settings_for(tmp_path, runs=file / "runs"), "disk").state == "missing"
     assert found(settings_for(tmp_path), "disk").state in {"fine", "note"}
+
+
+def test_memory_for_models_is_that_of_the_settings(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    whole = total_bytes()
+    assert f"{whole / 2**30:.1f} GiB; " in found(settings, "memory").detail
+    for limit, state in (("0.5", "fine"), (f"{2 * whole}", "note")):
+        runtime = settings.runtime.model_copy(update={"memory_limit": limit})
+        told = found(settings.model_copy(update={"runtime": runtime}), "memory")
+        assert f"{bytes_of(limit, whole) / 2**30:.1f} GiB of it" in told.detail
+        assert told.state == state
+
+
+def test_mlx_is_named_with_its_versions_or_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = found(settings_for(tmp_path), "mlx")
+    if here.state == "fine":
+        assert f"mlx-lm {version('mlx-lm')}" in here.detail
+    monkeypatch.setitem(sys.modules, "mlx", None)
+    without = found(settings_for(tmp_path), "mlx")
+    assert (without.state, without.needed) == ("note", False)
+    assert "tokenweir[runtime]" in without.mend
