@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenweir.core.clock import VirtualClock
 from tokenweir.core.quota import Amounts, Limit, Scope, Unit, Window
@@ -19,6 +19,8 @@ from tokenweir.ports.requests import RequestStore, RequestUpkeep
 
 KEY, USER, TEAM = b"k" * 16, b"u" * 16, b"t" * 16
 LEASE_NS = 60_000_000_000
+ABSENT: Any = None
+"""In the place of an adapter that a test of another does not touch."""
 
 
 class Quota(QuotaStore, QuotaUpkeep, Protocol):
