@@ -45,13 +45,19 @@ class GatewayProcess:
                 env=child_environment({"WEIR_HOME": str(self.home)}),
             )
         deadline = time.monotonic() + START_S
-        while not (self._ready.exists() and self._ready.read_text(encoding="utf-8").endswith("\n")):
+        # The key is printed after the file is written.
+        while not (
+            self._is_ready() and f"weir up: {self._ready.read_text(encoding='utf-8').strip()}" in self.log()
+        ):
             if self._child.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(self.log())
             time.sleep(0.02)
         self.url = self._ready.read_text(encoding="utf-8").strip()
         printed = [line.split()[1] for line in self.log().splitlines() if line.strip().startswith("key ")]
         self.key = printed[0] if printed else self.key
+
+    def _is_ready(self) -> bool:
+        return self._ready.exists() and self._ready.read_text(encoding="utf-8").endswith("\n")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it and return its status."""

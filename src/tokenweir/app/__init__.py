@@ -12,6 +12,7 @@ from tokenweir import config
 from tokenweir.bench.settings import Settings as BenchSettings
 from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
 from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.settings import CollectorSettings, WorkerSettings
 from tokenweir.gateway.settings import Settings as GatewaySettings
 from tokenweir.runtime.settings import Settings as RuntimeSettings
 from tokenweir.sim.settings import Settings as SimSettings
@@ -27,6 +28,8 @@ class Settings(SettingsModel):
     sim: SimSettings = Field(default_factory=SimSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    collector: CollectorSettings = Field(default_factory=CollectorSettings)
 
     @field_validator("endpoints")
     @classmethod

@@ -15,11 +15,18 @@ from tokenweir.config import EndpointSettings
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.endpoints.pool import EndpointFacts
+from tokenweir.gateway.queued.node import QueuedPolicy, QueuedStores
+from tokenweir.gateway.queued.sealing import SealingKey
+from tokenweir.gateway.queued.webhooks import WebhookPolicy
+from tokenweir.gateway.queued.worker import Policy
 from tokenweir.gateway.running import Node, Stores
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
 from tokenweir.stores.gateway.sqlite.database import Database
+from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
 from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
+from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
+from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
 
 FIRST_USER = "admin"
 
@@ -43,6 +50,7 @@ def opener(
     """Return what opens the gateway's parts. Raises ConfigError for endpoints that cannot be used."""
     facts = [(_facts(endpoint), endpoint.url) for endpoint in endpoints]
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
+    policy = queued_policy(settings)
 
     @contextlib.asynccontextmanager
     async def open_node() -> AsyncGenerator[Node]:
@@ -52,15 +60,27 @@ def opener(
         await keyring.look()
         database = Database(settings.stores.gateway)
         quota = SqliteQuota(database, clock)
+        jobs = SqliteQueue(database, clock)
         try:
+            await jobs.load()
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(keyring.watch())
                 yield Node(
                     settings=settings.gateway,
-                    stores=Stores(quota=quota, ledger=SqliteLedger(database, quota)),
+                    stores=Stores(
+                        quota=quota,
+                        ledger=SqliteLedger(database, quota),
+                        queued=QueuedStores(
+                            intake=SqliteIntake(database, clock, quota, jobs),
+                            requests=SqliteRequests(database, clock),
+                            jobs=jobs,
+                            events=SqliteEventLog(database),
+                        ),
+                    ),
                     keyring=keyring,
                     endpoints=facts,
                     controls=controls,
+                    queued=policy,
                 )
                 watch.cancel()
         finally:
@@ -68,6 +88,30 @@ def opener(
             directory.close()
 
     return open_node
+
+
+def queued_policy(settings: Settings) -> QueuedPolicy:
+    """Return what the settings say of the queued path. Raises ConfigError for a secret that cannot be used."""
+    worker, collector = settings.worker, settings.collector
+    secret = collector.webhook_secret
+    return QueuedPolicy(
+        work=Policy(
+            concurrency=worker.concurrency,
+            attempts=worker.attempts,
+            backoff_ns=worker.backoff,
+            backoff_most_ns=worker.backoff_limit,
+        ),
+        lease_ns=worker.lease,
+        queue_lease_ns=settings.gateway.queue_lease,
+        sweep_ns=worker.sweep_interval,
+        webhooks=WebhookPolicy(
+            secret=b"" if secret is None else secret.read().encode(),
+            hosts=frozenset(collector.webhook_hosts),
+            attempts=collector.webhook_attempts,
+            timeout_ns=collector.webhook_timeout,
+        ),
+        seal_keys=tuple(SealingKey.read(key.read()) for key in settings.gateway.seal_keys),
+    )
 
 
 async def offline_quota(url: str, what: Literal["verify", "rebuild"]) -> Sequence[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -15,8 +15,10 @@ from tokenweir.asgi.problems import (
     Problem,
     SlowRequestError,
 )
+from tokenweir.asgi.wire import KEY, Wire
 from tokenweir.core.requests import Json
 
+T = TypeVar("T")
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Event]]
@@ -56,6 +58,7 @@ class Call:
     __slots__ = (
         "_receive",
         "_scope",
+        "_wire",
         "begun",
         "id",
         "meter",
@@ -70,6 +73,7 @@ class Call:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
+        self._wire = cast("Wire | None", scope.get(KEY))
         self.send = send
         self.id = request_id
         self.number = 0
@@ -117,6 +121,11 @@ class Call:
         said = self.header(b"content-length")
         if said is not None and said.isdigit() and int(said) > most_bytes:
             raise _too_large(most_bytes)
+        whole = self._wire.body() if self._wire is not None else None
+        if whole is not None:
+            if len(whole) > most_bytes:
+                raise _too_large(most_bytes)
+            return whole
         pieces: list[bytes] = []
         size = 0
         try:
@@ -167,9 +176,65 @@ class Call:
         while (await self._receive())["type"] != _DISCONNECT:
             pass
 
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` returns; when the client goes away it is cancelled.
+
+        Only to be awaited once the body has been read. Raises DisconnectedError, and what ``work`` raises.
+        """
+        wire, task = self._wire, asyncio.current_task()
+        if wire is None or task is None:
+            return await self._unless_told(work)
+        left = False
+
+        def gone() -> None:
+            nonlocal left
+            left = True
+            task.cancel()
+
+        if not wire.watch(gone):
+            work.close()
+            raise DisconnectedError
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if left and task.uncancel() == 0:
+                raise DisconnectedError from None
+            raise
+        finally:
+            wire.unwatch(gone)
+
+    async def _unless_told(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the same under a server that tells of a departure only to who asks."""
+
+        async def watch(doing: asyncio.Task[T]) -> None:
+            await self.gone()
+            doing.cancel()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                doing = group.create_task(work)
+                watching = group.create_task(watch(doing))
+                doing.add_done_callback(lambda _: watching.cancel())
+        except* Exception as errors:  # noqa: BLE001 - only taken out of its group
+            raise errors.exceptions[0] from None
+        if doing.cancelled():
+            raise DisconnectedError
+        return doing.result()
+
     async def answer(self, status: int, body: bytes, *, kind: bytes = JSON, headers: Headers = ()) -> None:
         """Send a whole answer."""
-        await self.begin(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers])
+        await self.answer_whole(status, [(b"content-type", kind), *headers], body)
+
+    async def answer_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer with these headers and its length."""
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self._wire is not None and not self.begun:
+            named = (*headers, (b"x-request-id", self.id.encode()))
+            if self._wire.answer(status, named, body):
+                self.begun = True
+                self.status = status
+                return
+        await self.begin(status, headers)
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def answer_json(self, value: object, *, status: int = 200, headers: Headers = ()) -> None:
@@ -183,7 +248,8 @@ class Call:
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of a stream. Waits while the client does not read."""
-        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        if self._wire is None or not self._wire.write(piece):
+            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end_stream(self, piece: bytes = b"") -> None:
         """Send the last piece of a stream."""

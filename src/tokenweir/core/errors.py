@@ -8,6 +8,7 @@
     │   ├── SpecError          an experiment that contradicts itself
     │   ├── ParameterError     a field of a request
     │   ├── CorpusError        a corpus file, with line and reason
+    │   ├── ConflictError      it contradicts what was taken on before
     │   ├── GuidanceError      a schema, expression or grammar that cannot guide an answer
     │   └── RecordError        a run directory that is missing, foreign or damaged
     ├── UnauthorizedError      no valid credential was shown
@@ -104,6 +105,13 @@ class CorpusError(InputError):
     """A corpus cannot be read; the message names file, line and reason."""
 
     code = "bad_corpus"
+
+
+class ConflictError(InputError):
+    """What the caller sent contradicts what it sent before, under the same idempotency key."""
+
+    code = "conflict"
+    http_status = 409
 
 
 class GuidanceError(InputError):

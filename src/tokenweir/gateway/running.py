@@ -24,6 +24,7 @@ from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClien
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import Price, PriceTable
 from tokenweir.gateway.metering.settling import Reaper, Settler
+from tokenweir.gateway.queued.node import Metering, Queued, QueuedPolicy, QueuedStores
 from tokenweir.gateway.settings import Settings
 from tokenweir.ports.access import Keyring
 from tokenweir.ports.backend import Control
@@ -36,6 +37,7 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
 
     quota: QuotaStore
     ledger: Ledger
+    queued: QueuedStores | None = None
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +48,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
     endpoints: Sequence[tuple[EndpointFacts, str]] = ()
     controls: Mapping[str, Control] = {}
+    queued: QueuedPolicy = QueuedPolicy()
 
 
 class Gateway:
@@ -66,14 +69,27 @@ class Gateway:
         self._settler = Settler(node.stores.ledger, node.stores.quota)
         self._reaper = Reaper(node.stores.quota, self._settler, prices, clock)
         self._health = HealthWatch(self.pool, node.controls, interval_ns=settings.health_interval)
+        usual = UsualOutput(default_tokens=settings.default_output_tokens)
         direct = Direct(
             self.pool,
             reserving=self._reserving,
             settler=self._settler,
-            usual=UsualOutput(default_tokens=settings.default_output_tokens),
+            usual=usual,
             prices=prices,
             clock=clock,
             policy=RelayPolicy(attempts=settings.attempts, lease_ns=settings.reservation_lease),
+        )
+        self._works = node.queued.works
+        self.queued = (
+            None
+            if node.stores.queued is None
+            else Queued(
+                node.stores.queued,
+                direct,
+                Metering(settler=self._settler, usual=usual, prices=prices, quota=node.stores.quota),
+                policy=node.queued,
+                clock=clock,
+            )
         )
         self._door = Door(
             node.keyring,
@@ -84,7 +100,10 @@ class Gateway:
                 body_bytes=settings.max_body_bytes,
                 read_timeout_ns=settings.read_timeout,
                 streams=settings.max_streams,
+                event_streams=settings.max_event_streams,
+                heartbeat_ns=settings.heartbeat,
             ),
+            queued=self.queued,
         )
         self._server = HttpServer(
             App(self._door),
@@ -97,7 +116,9 @@ class Gateway:
                 idle_timeout_ns=settings.idle_timeout,
             ),
             drain_timeout_ns=settings.drain_timeout,
+            message_bytes=settings.max_body_bytes,
         )
+        self._drain_s = settings.drain_timeout / 1e9
         self.url = self._server.url
 
     @contextlib.asynccontextmanager
@@ -109,7 +130,10 @@ class Gateway:
                 behind.create_task(self._settler.run()),
                 behind.create_task(self._reaper.run()),
                 behind.create_task(self._health.run()),
+                behind.create_task(self._door.streams.watch()),
             ]
+            if self.queued is not None:
+                tasks.append(behind.create_task(self.queued.run()))
             try:
                 async with asyncio.TaskGroup() as front:
                     front.create_task(self._server.serve())
@@ -118,12 +142,21 @@ class Gateway:
                         yield
                     finally:
                         self._door.draining = True
+                        front.create_task(self._leave())
                         self._server.close()
             finally:
                 for task in tasks:
                     task.cancel()
                 for endpoint in self.pool.endpoints:
                     endpoint.client.close()
+
+    async def _leave(self) -> None:
+        """Finish the queued requests in hand, then end the streams: their readers come back."""
+        if self.queued is not None and self._works:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_s):
+                    await self.queued.drain()
+        self._door.streams.close()
 
     def hurry(self) -> None:
         """Do not wait for answers that are on their way."""

@@ -1,10 +1,10 @@
-"""``[gateway]``: the door, its limits, its prices."""
+"""``[gateway]``, ``[worker]``, ``[collector]``: the door, its limits, its prices; who works; who settles and tells."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from tokenweir.config import DurationNs, SettingsModel
+from tokenweir.config import DurationNs, SecretRef, SettingsModel
 
 _S = 1_000_000_000
 
@@ -22,6 +22,8 @@ class PriceSettings(SettingsModel):
 
 class Settings(SettingsModel):
     """``[gateway]``: the door before model servers."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -66,5 +68,56 @@ class Settings(SettingsModel):
         gt=0,
         description="How long a reservation stands after a crash before it is charged.",
     )
+    queue_lease: DurationNs = Field(
+        default=86_400 * _S,
+        gt=0,
+        description="How long the reservation of a queued request stands while it waits for a worker.",
+    )
+    heartbeat: DurationNs = Field(
+        default=15 * _S, gt=0, description="How often a silent event stream or WebSocket says that it lives."
+    )
+    max_event_streams: int = Field(
+        default=12_000, gt=0, description="Open event streams and WebSockets. More are refused, 503."
+    )
+    seal_keys: tuple[SecretRef, ...] = Field(
+        default=(),
+        description="Where the keys are found that bodies, logs and events are encrypted with: the first seals,"
+        " all open.",
+    )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")
+
+
+class WorkerSettings(SettingsModel):
+    """``[worker]``: who takes queued requests to the endpoints."""
+
+    concurrency: int = Field(default=128, ge=1, le=65_536, description="Queued requests worked on at once.")
+    attempts: int = Field(default=5, ge=1, le=100, description="How often a queued request is tried in all.")
+    backoff: DurationNs = Field(
+        default=_S // 2, gt=0, description="Pause before the second attempt; doubled and jittered each time."
+    )
+    backoff_limit: DurationNs = Field(default=60 * _S, gt=0, description="Longest pause between attempts.")
+    lease: DurationNs = Field(
+        default=30 * _S, gt=0, description="How long a worker that is gone keeps others from its requests."
+    )
+    sweep_interval: DurationNs = Field(
+        default=5 * _S, gt=0, description="How often requests that nobody has in hand are looked for."
+    )
+
+
+class CollectorSettings(SettingsModel):
+    """``[collector]``: who settles ended requests and calls webhooks."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    webhook_secret: SecretRef | None = Field(
+        default=None,
+        description="Where the secret is found that webhooks are signed with; without one there are none.",
+    )
+    webhook_hosts: tuple[str, ...] = Field(
+        default=(), description="Hosts that webhooks may name although their addresses are not public."
+    )
+    webhook_attempts: int = Field(default=8, ge=1, le=20, description="How often a webhook is called in all.")
+    webhook_timeout: DurationNs = Field(
+        default=10 * _S, gt=0, description="How long a webhook may take to answer."
+    )

@@ -76,3 +76,15 @@ class RequestUpkeep(Protocol):
     async def abandoned(self, limit: int) -> Sequence[RequestRecord]:
         """Return requests that are neither ended nor leased though their lease ran out."""
         ...
+
+
+class Resealing(Protocol):
+    """Changing the key that bodies and logs are sealed with."""
+
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[RequestRecord]:
+        """Return up to ``limit`` requests whose body, or log where it is not empty, does not begin with ``prefix``."""
+        ...
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
+        ...

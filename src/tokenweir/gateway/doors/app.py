@@ -8,6 +8,7 @@ from typing import Final
 from tokenweir.asgi.call import Call, DisconnectedError, Receive, Scope, Send
 from tokenweir.asgi.problems import problem
 from tokenweir.core.errors import WeirError
+from tokenweir.gateway.doors import sockets
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.routes import find
 from tokenweir.telemetry.logs import get_logger
@@ -25,9 +26,12 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        door = self._door
+        if scope["type"] == "websocket":
+            await sockets.serve(door, scope, receive, send)
+            return
         if scope["type"] != "http":
             return
-        door = self._door
         request = RequestId.new(door.clock)
         call = Call(scope, receive, send, request.text)
         call.number = request.value

@@ -12,17 +12,24 @@ from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
 from tokenweir.gateway.direct.relay import Direct
 from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
+from tokenweir.gateway.doors.streams import Streams
+from tokenweir.gateway.queued.node import Queued
 from tokenweir.ports.access import Caller, Keyring, Permission
 
 _BEARER = b"bearer "
+_RANDOM_BYTES = 8
+_POOL_BYTES = 512 * _RANDOM_BYTES
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may send, how slowly, and how many direct requests there may be at once."""
+    """What a client may send, how slowly, and how many direct requests and event streams there may be at once."""
 
     body_bytes: int = 8 << 20
     read_timeout_ns: int = 30_000_000_000
     streams: int = 8192
+    event_streams: int = 12_000
+    heartbeat_ns: int = 15_000_000_000
 
 
 class Door:
@@ -36,26 +43,38 @@ class Door:
         metrics: Metrics,
         clock: Clock,
         limits: Limits | None = None,
+        queued: Queued | None = None,
     ) -> None:
         self.keyring = keyring
         self.direct = direct
         self.metrics = metrics
         self.clock = clock
         self.limits = limits or Limits()
+        self.queued = queued
+        self.queued_metrics = QueuedMetrics(metrics.registry)
+        self.streams = Streams(keyring, most=self.limits.event_streams)
         self.in_flight = 0
         self.draining = False
         self.started_s = clock.wall_ns() // 1_000_000_000
 
-    async def caller(self, call: Call, permission: Permission) -> Caller:
-        """Return who calls. Raises UnauthorizedError, ForbiddenError."""
+    @staticmethod
+    def key_of(call: Call) -> str:
+        """Return the API key that a request shows; "" is none."""
         sent = call.header(b"authorization") or b""
         key = sent[len(_BEARER) :] if sent[: len(_BEARER)].lower() == _BEARER else b""
         if not key:
             # Browsers cannot set headers on some requests, and other clients have this one.
             key = call.header(b"x-api-key") or b""
-        if not key:
+        return key.decode("latin-1")
+
+    async def caller(self, call: Call, permission: Permission) -> Caller:
+        """Return who calls. Raises UnauthorizedError, ForbiddenError."""
+        return await self.caller_of(self.key_of(call), permission)
+
+    async def caller_of(self, text: str, permission: Permission) -> Caller:
+        """Return whose key it is. Raises UnauthorizedError, ForbiddenError."""
+        if not text:
             raise UnauthorizedError("an API key is needed", mend="send it as 'authorization: Bearer weir_…'")
-        text = key.decode("latin-1")
         caller = self.keyring.cached(text) or await self.keyring.authenticate(text)
         if not caller.may(permission):
             raise ForbiddenError(
@@ -64,9 +83,31 @@ class Door:
             )
         return caller
 
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a silent stream says that it lives."""
+        return self.limits.heartbeat_ns / 1e9
+
     async def body(self, call: Call) -> bytes:
         """Return a request's body, within the limits."""
         return await call.body(self.limits.body_bytes, self.limits.read_timeout_ns)
+
+
+class _Random:
+    """The kernel's random numbers, many at a time: asking for each is a system call for each."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+
+    def bits(self) -> int:
+        """Return 64 bits."""
+        if not self._pool:
+            self._pool = secrets.token_bytes(_POOL_BYTES)
+        taken, self._pool = self._pool[:_RANDOM_BYTES], self._pool[_RANDOM_BYTES:]
+        return int.from_bytes(taken, "big")
+
+
+_random = _Random()
 
 
 class RequestId(msgspec.Struct, frozen=True):
@@ -77,7 +118,7 @@ class RequestId(msgspec.Struct, frozen=True):
     @classmethod
     def new(cls, clock: Clock) -> RequestId:
         """Return a fresh one."""
-        return cls(uuid7(clock.wall_ns(), secrets.randbits(62)))
+        return cls(uuid7(clock.wall_ns(), _random.bits()))
 
     @property
     def raw(self) -> bytes:

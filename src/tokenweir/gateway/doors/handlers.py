@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, OverloadedError
+from tokenweir.gateway.doors import repeatable
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.metrics import CONTENT_TYPE
 
@@ -26,6 +26,10 @@ class CallSink:
         """Send the head."""
         self._call.streaming = any(name == b"cache-control" for name, _ in headers)
         await self._call.begin(status, list(headers))
+
+    async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send all of an answer."""
+        await self._call.answer_whole(status, list(headers), body)
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body."""
@@ -46,26 +50,18 @@ async def direct(door: Door, call: Call) -> None:
             mend="try again shortly",
             retry_after_ns=1_000_000_000,
         )
+    if call.header(b"idempotency-key") is not None:
+        await repeatable.answer(door, call, caller, raw)
+        return
     request = RequestId(call.number)
     door.in_flight += 1
     try:
-        async with asyncio.TaskGroup() as group:
-            relay = group.create_task(
-                door.direct.relay(caller, request.raw, call.path.encode(), raw, CallSink(call))
-            )
-            watch = group.create_task(_cancel_when_gone(call, relay))
-            relay.add_done_callback(lambda _: watch.cancel())
-    except* Exception as errors:  # noqa: BLE001 - only taken out of its group
-        raise errors.exceptions[0] from None
+        exchange = await call.unless_gone(
+            door.direct.relay(caller, request.raw, call.path.encode(), raw, CallSink(call))
+        )
     finally:
         door.in_flight -= 1
-    if not relay.cancelled():
-        door.metrics.used(relay.result())
-
-
-async def _cancel_when_gone(call: Call, relay: asyncio.Task[object]) -> None:
-    await call.gone()
-    relay.cancel()
+    door.metrics.used(exchange)
 
 
 async def models(door: Door, call: Call) -> None:
@@ -106,6 +102,8 @@ async def ready(door: Door, call: Call) -> None:
 
 async def metrics(door: Door, call: Call) -> None:
     """Give the counters to Prometheus."""
+    if door.queued is not None:
+        await door.queued_metrics.look(door.queued, door.streams)
     body = door.metrics.render(
         door.direct.pool, in_flight=door.in_flight, unsettled=door.direct.settler.waiting
     )

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import MethodError, UnknownPathError
-from tokenweir.gateway.doors import handlers
+from tokenweir.gateway.doors import dead_letters, events_stream, handlers, native
 from tokenweir.gateway.doors.door import Door
 
 Handler: TypeAlias = Callable[[Door, Call], Awaitable[None]]
@@ -19,6 +19,22 @@ ROUTES: Final[Mapping[str, Methods]] = {
     "/v1/embeddings": {"POST": handlers.direct},
     "/v1/models": {"GET": handlers.models},
     "/v1/models/{id}": {"GET": handlers.model},
+    "/v1/requests": {"POST": native.submit, "GET": native.history},
+    "/v1/requests/{id}": {"GET": native.status, "DELETE": native.cancel},
+    "/v1/requests/{id}/events": {"GET": events_stream.events},
+    "/v1/queue": {"GET": dead_letters.depth},
+    "/v1/queue/dead": {"GET": dead_letters.listed},
+    "/v1/queue/dead/{id}": {
+        "GET": dead_letters.show,
+        "POST": dead_letters.replay,
+        "DELETE": dead_letters.drop,
+    },
+    # What existing integrations call.
+    "/generate": {"POST": native.submit},
+    "/status/{id}": {"GET": native.status},
+    "/events/{id}": {"GET": events_stream.events},
+    "/api/gateway": {"POST": native.submit},
+    "/api/status/{id}": {"GET": native.status},
     "/health": {"GET": handlers.health},
     "/ready": {"GET": handlers.ready},
     "/metrics": {"GET": handlers.metrics},

@@ -27,12 +27,13 @@ _decode = msgspec.msgpack.Decoder(tuple[Event, ...]).decode
 class _Tail:
     """The events of one open request since this process began to see it, and who waits for more."""
 
-    __slots__ = ("changed", "events", "first")
+    __slots__ = ("changed", "events", "first", "forgotten")
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.events: list[Event] = []
         self.changed = asyncio.Event()
+        self.forgotten = False
 
 
 class SqliteEventLog:
@@ -85,9 +86,10 @@ class SqliteEventLog:
         while self._at_hand > _AT_HAND and len(self._tails) > 1:
             self._let_go(next(iter(self._tails)))
 
-    def _let_go(self, request: bytes) -> None:
+    def _let_go(self, request: bytes, *, forgotten: bool = False) -> None:
         tail = self._tails.pop(request, None)
         if tail is not None:
+            tail.forgotten = forgotten
             self._at_hand -= len(tail.events)
             # Followers look again, and read from the file.
             tail.changed.set()
@@ -107,7 +109,10 @@ class SqliteEventLog:
         return [event for (packed,) in rows for event in _decode(packed) if event.seq > after]
 
     async def follow(self, request: bytes, lane: int, *, after: int = -1) -> AsyncGenerator[Sequence[Event]]:
-        """Yield events above ``after`` as they come, those there first; ends after an ending event."""
+        """Yield events above ``after`` as they come, those there first; ends after an ending event.
+
+        It also ends when the events are forgotten: who has not seen the end yet finds it filed with the request.
+        """
         last = after
         while True:
             # Taken before reading, so that what is appended meanwhile is not missed.
@@ -115,7 +120,7 @@ class SqliteEventLog:
             if tail is None:
                 # Another follower, or an append, may make it meanwhile.
                 tail = self._tails.setdefault(request, _Tail(await self._next_seq(request)))
-            changed = tail.changed
+            changed, seen = tail.changed, tail
             events = await self.read(request, lane, after=last)
             if events:
                 last = events[-1].seq
@@ -123,7 +128,10 @@ class SqliteEventLog:
                 if isinstance(events[-1], Completed | Failed | Cancelled):
                     return
                 continue
-            await changed.wait()
+            if not seen.forgotten:
+                await changed.wait()
+            if seen.forgotten:
+                return
 
     async def _next_seq(self, request: bytes) -> int:
         (last,) = await self._database.read(
@@ -140,4 +148,4 @@ class SqliteEventLog:
             lambda connection: connection.executemany("DELETE FROM gateway_events WHERE request = ?", rows)
         )
         for request, _ in requests:
-            self._let_go(request)
+            self._let_go(request, forgotten=True)

@@ -39,17 +39,19 @@ class SqliteLedger:
 
     def _settle(self, connection: sqlite3.Connection, charge: Charge) -> bool:
         row = charge.row
+        if charge.last_seq >= 0:
+            # Also where the reaper has charged it meanwhile: a request that has ended must not be worked on again.
+            connection.execute(
+                "UPDATE gateway_requests SET ended_at = ?, last_seq = ?, log = ? WHERE request = ?"
+                " AND ended_at IS NULL",
+                (row.settled_at, charge.last_seq, charge.log, row.request),
+            )
         values = msgspec.structs.astuple(row)
         if connection.execute(_INSERT, values).rowcount == 0:
             return False
         if not self._quota.close_now(connection, row.request, row.amounts()):
             # Nothing was reserved: what was used counts all the same.
             self._quota.counters.add((row.key, row.user, row.team), row.model, row.at, row.amounts())
-        if charge.last_seq >= 0:
-            connection.execute(
-                "UPDATE gateway_requests SET ended_at = ?, last_seq = ?, log = ? WHERE request = ?",
-                (row.settled_at, charge.last_seq, charge.log, row.request),
-            )
         return True
 
     async def rows(self, where: LedgerFilter) -> AsyncIterator[LedgerRow]:

@@ -187,6 +187,28 @@ class SqliteRequests:
         rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
         return [_record(row) for row in rows]
 
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[RequestRecord]:
+        """Return up to ``limit`` requests whose body, or log where it is not empty, does not begin with ``prefix``."""
+        query = (
+            f"SELECT {_COLUMNS} FROM gateway_requests WHERE substr(body, 1, ?1) <> ?2"  # noqa: S608 - own words
+            " OR (length(log) > 0 AND substr(log, 1, ?1) <> ?2) LIMIT ?3"
+        )
+        args = (len(prefix), prefix, limit)
+        rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
+        return [_record(row) for row in rows]
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
+        rows = [(body, log, log, request) for request, body, log in batch]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "UPDATE gateway_requests SET body = ?, log = CASE WHEN length(?) > 0 THEN ? ELSE log END"
+                " WHERE request = ?",
+                rows,
+            ),
+            durable=True,
+        )
+
 
 def _record(row: tuple[object, ...]) -> RequestRecord:
     return RequestRecord(**dict(zip(RequestRecord.__struct_fields__, row, strict=True)))  # pyright: ignore[reportArgumentType]

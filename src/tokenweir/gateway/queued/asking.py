@@ -1,0 +1,188 @@
+"""One attempt at a request: an endpoint is asked, its answer becomes events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from tokenweir.backends.failures import http_error
+from tokenweir.backends.openai import decoder
+from tokenweir.core.clock import Clock
+from tokenweir.core.errors import EndpointError, OverloadedError, WeirError
+from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token
+from tokenweir.gateway.direct.body import for_upstream
+from tokenweir.gateway.endpoints.pool import Endpoint, Pool
+from tokenweir.gateway.endpoints.upstream import Answer
+from tokenweir.gateway.queued.kept import Kept
+from tokenweir.ports.backend import HttpResponse
+from tokenweir.ports.requests import RequestRecord
+
+_OK: Final = 200
+_SERVER_ERROR: Final = 500
+_TOO_MANY: Final = 429
+_BAD_GATEWAY: Final = 502
+
+Write = Callable[[Sequence[Event]], Awaitable[None]]
+"""Appends events to the request's log; returns once they are there."""
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """What is known of an attempt while it is made. ``seq`` is that of its next event."""
+
+    record: RequestRecord
+    kept: Kept
+    seq: int
+    endpoints: int = 3
+    tokens: bool = False
+    """Whether a token of this attempt is in the log, or about to be."""
+
+    def numbered(self, events: Sequence[Event]) -> list[Event]:
+        """Return events with their seq in the request's log."""
+        first = self.seq
+        self.seq += len(events)
+        return [msgspec.structs.replace(event, seq=first + n) for n, event in enumerate(events)]
+
+
+class Asker:
+    """Asks the endpoints of the pool."""
+
+    def __init__(self, pool: Pool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+
+    async def ask(self, attempt: Attempt, write: Write) -> list[Event]:
+        """Return the last events of an attempt, its end among them; those before have been written.
+
+        Another endpoint is asked at once where one fails before a token came. The end is a ``Failed`` whose
+        ``retryable`` says whether the same may succeed later.
+        """
+        tried: list[Endpoint] = []
+        failure: EndpointError | None = None
+        model = attempt.record.model
+        for _ in range(attempt.endpoints):
+            try:
+                endpoint = self._pool.choose(
+                    model, self._clock.monotonic_ns(), pool=attempt.kept.pool, tried=tried
+                )
+            except WeirError as error:
+                return attempt.numbered([failed(failure or error)])
+            hurt = True
+            try:
+                rest = await self._answer(attempt, endpoint, write)
+                end = rest[-1]
+                hurt = isinstance(end, Failed) and end.retryable
+                if not hurt or attempt.tokens:
+                    return rest
+                attempt.seq -= len(rest)
+                failure = _SaidError(end)
+            except EndpointError as error:
+                hurt = not _callers_fault(error)
+                if not may_retry(error) or attempt.tokens:
+                    return attempt.numbered([failed(error)])
+                failure = error
+            except (asyncio.CancelledError, TimeoutError):
+                # The caller or the deadline stopped it: that is not the server's failure.
+                hurt = False
+                raise
+            finally:
+                self._pool.done(endpoint, failed=hurt, now_ns=self._clock.monotonic_ns())
+            tried.append(endpoint)
+        return attempt.numbered([failed(failure or OverloadedError(f"no endpoint of {model!r} answered"))])
+
+    async def _answer(self, attempt: Attempt, endpoint: Endpoint, write: Write) -> list[Event]:
+        kept = attempt.kept
+        streamed = kept.streamed(attempt.record)
+        head, body = _request(endpoint, kept)
+        async with await endpoint.client.send(head, body) as answer:
+            if answer.status != _OK:
+                raise http_error(await _whole(answer))
+            if not streamed:
+                return await self._whole(attempt, endpoint, answer)
+            return await self._stream(attempt, endpoint, answer, write)
+
+    async def _whole(self, attempt: Attempt, endpoint: Endpoint, answer: Answer) -> list[Event]:
+        decoding = decoder(attempt.kept.generate(streamed=False))
+        decoding.feed(await answer.whole())
+        return self._events(attempt, endpoint, [event for _, event in decoding.end()])
+
+    async def _stream(
+        self, attempt: Attempt, endpoint: Endpoint, answer: Answer, write: Write
+    ) -> list[Event]:
+        decoding = decoder(attempt.kept.generate(streamed=True))
+        while True:
+            data = await answer.take()
+            found = decoding.feed(data) if data else decoding.end()
+            if not found:
+                continue
+            events = self._events(attempt, endpoint, [event for _, event in found])
+            if isinstance(events[-1], Completed | Failed | Cancelled):
+                return events
+            attempt.tokens = attempt.tokens or any(isinstance(event, Token) for event in events)
+            # What comes while this is being written gathers in the connection, and goes with the next append.
+            await write(events)
+
+    def _events(self, attempt: Attempt, endpoint: Endpoint, events: list[Event]) -> list[Event]:
+        numbered = attempt.numbered(events)
+        for position, event in enumerate(numbered):
+            if isinstance(event, Started):
+                numbered[position] = msgspec.structs.replace(
+                    event, attempt=attempt.record.attempt, endpoint=endpoint.facts.name
+                )
+        return numbered
+
+
+class _SaidError(EndpointError):
+    """A failure that an engine told of inside an answer."""
+
+    def __init__(self, end: Event) -> None:
+        super().__init__(end.message if isinstance(end, Failed) else "", status=getattr(end, "status", None))
+        self.end = end
+
+
+def failed(error: WeirError) -> Failed:
+    """Return the event that an error means; its seq is yet to be given."""
+    if isinstance(error, _SaidError) and isinstance(error.end, Failed):
+        return error.end
+    status = error.status if isinstance(error, EndpointError) else None
+    retry_after_ns = error.retry_after_ns if isinstance(error, OverloadedError) else None
+    return Failed(
+        seq=0,
+        kind=error.code,
+        message=str(error),
+        status=status or error.http_status,
+        retryable=may_retry(error),
+        retry_after_ns=retry_after_ns,
+    )
+
+
+def may_retry(error: WeirError) -> bool:
+    """Whether the same request may succeed later."""
+    status = error.status if isinstance(error, EndpointError) else None
+    return error.retryable or (status is not None and status >= _SERVER_ERROR)
+
+
+def _callers_fault(error: EndpointError) -> bool:
+    return error.status is not None and error.status < _SERVER_ERROR and error.status != _TOO_MANY
+
+
+def _request(endpoint: Endpoint, kept: Kept) -> tuple[bytes, bytes]:
+    facts, origin = endpoint.facts, endpoint.client.origin
+    body = for_upstream(bytes(kept.body), kept.read(), model=facts.upstream_model)
+    lines = [
+        b"POST %s%s HTTP/1.1" % (origin.base.encode(), kept.path.encode()),
+        b"host: %s" % origin.authority.encode(),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"accept-encoding: identity",
+    ]
+    if facts.authorization:
+        lines.append(b"authorization: " + facts.authorization.encode())
+    return b"\r\n".join(lines) + b"\r\n\r\n", body
+
+
+async def _whole(answer: Answer) -> HttpResponse:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
+    return HttpResponse(status=answer.status, headers=headers, body=await answer.whole())

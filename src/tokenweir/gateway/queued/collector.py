@@ -1,0 +1,172 @@
+"""The collector: ended requests are settled, filed, and told to whoever asked to be called."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final, cast
+
+import msgspec
+
+from tokenweir.core.clock import Clock
+from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
+from tokenweir.core.events import Event
+from tokenweir.gateway.queued.endings import Ended, Finisher
+from tokenweir.gateway.queued.kept import ended
+from tokenweir.gateway.queued.reading import Reading
+from tokenweir.gateway.queued.webhooks import WebhookError, Webhooks, errors_of_webhook
+from tokenweir.ports.eventlog import EventLog
+from tokenweir.ports.queue import Delivery, Job, JobQueue
+from tokenweir.ports.requests import RequestRecord, RequestStore
+from tokenweir.telemetry.logs import get_logger
+
+_LOG = get_logger("tokenweir.gateway.collector")
+_AGAIN_S: Final = 0.5
+_AGAIN_NS: Final = 1_000_000_000
+_VISIBLE: Final = 30
+"""How often an end that is not in the log yet is looked for."""
+
+
+class LocalEnds:
+    """Takes ends in the worker's own process: settled, filed and told before the worker's job is acknowledged."""
+
+    def __init__(self, finisher: Finisher, webhooks: Webhooks, reading: Reading, clock: Clock) -> None:
+        self._finisher = finisher
+        self._webhooks = webhooks
+        self._reading = reading
+        self._clock = clock
+        self.lag_ns = 0
+        """From the taking of the last settled end to its settlement."""
+        self.waiting = 0
+        """Ends that are not settled yet."""
+
+    async def take(self, found: Ended, job: Job) -> Job | None:
+        """Settle and file an end, then call its webhook; a job to call it again is returned."""
+        self.waiting += 1
+        taken_ns = self._clock.monotonic_ns()
+        try:
+            await self._finisher.finish(found)
+            self.lag_ns = self._clock.monotonic_ns() - taken_ns
+        finally:
+            self.waiting -= 1
+        return await self._tell(found.record, job, found.events) if found.record.webhook else None
+
+    async def again(self, record: RequestRecord, job: Job) -> Job | None:
+        """Forget what a crash left, and call the webhook that has not been called."""
+        await self._finisher.forget(record)
+        return await self._tell(record, job, await self._reading.events(record)) if record.webhook else None
+
+    async def _tell(
+        self, record: RequestRecord, job: Job, events: tuple[Event, ...] | list[Event]
+    ) -> Job | None:
+        if record.ended_at is None:
+            record = await self._reading.record(record.request)
+        told = self._reading.told(record, events)
+        try:
+            await self._webhooks.call(
+                record.webhook, str(told["id"]), msgspec.json.encode({"type": "request.ended", "data": told})
+            )
+        except WebhookError as error:
+            tries = errors_of_webhook(job.errors) + 1
+            _LOG.warning("a webhook was not taken", request=told["id"], tries=tries, reason=error.message)
+            if tries >= self._webhooks.policy.attempts:
+                return None
+            errors = (*job.errors, f"webhook: {error.message}")
+            return msgspec.structs.replace(job, attempt=max(job.attempt, record.attempt) + 1, errors=errors)
+        return None
+
+
+class RemoteEnds:
+    """Hands ends to a collector elsewhere, through a queue of results."""
+
+    def __init__(self, results: JobQueue) -> None:
+        self._results = results
+
+    async def take(self, found: Ended, job: Job) -> Job | None:
+        """Publish that a request has ended; its events are in the log."""
+        await self._publish(found.record, job)
+        return None
+
+    async def again(self, record: RequestRecord, job: Job) -> Job | None:
+        """Nothing is left to do: the collector goes on by itself."""
+        del record, job
+        return None
+
+    async def _publish(self, record: RequestRecord, job: Job) -> None:
+        end = Job(request=record.request, lane=record.lane, attempt=record.attempt, priority=job.priority)
+        await self._results.publish([end])
+
+
+class Collector:
+    """Takes ends from a queue of results. :meth:`run` works until cancelled."""
+
+    def __init__(
+        self,
+        results: JobQueue,
+        *,
+        requests: RequestStore,
+        events: EventLog,
+        reading: Reading,
+        ends: LocalEnds,
+        concurrency: int = 512,
+    ) -> None:
+        self._results = results
+        self._requests = requests
+        self._events = events
+        self._reading = reading
+        self._ends = ends
+        self._concurrency = concurrency
+
+    async def run(self) -> None:
+        """Collect, again and again."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    await self._take(group)
+                except (UnavailableError, DiskFullError) as error:
+                    _LOG.warning("the queue of results is away", reason=str(error))
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        deliveries = self._results.deliveries(prefetch=self._concurrency)
+        async with aclosing(cast("AsyncGenerator[Delivery]", deliveries)) as coming:
+            async for delivery in coming:
+                group.create_task(self._collect(delivery))
+
+    async def _collect(self, delivery: Delivery) -> None:
+        """Collect one end; what goes wrong leaves it in the queue."""
+        try:
+            again = await self._end(delivery.job)
+            if again is not None:
+                await self._results.publish([again], delay_ns=_AGAIN_NS * 2 ** min(10, len(again.errors)))
+            await self._results.acknowledge([delivery])
+        except (UnavailableError, DiskFullError) as error:
+            # It stays unacknowledged, and comes again with the next connection to the queue.
+            _LOG.warning("an end waits for its store", reason=str(error))
+        except WeirError as error:
+            await self._results.bury(delivery, str(error))
+        except Exception:  # noqa: BLE001 - the collector's boundary: the end is kept among the dead letters
+            _LOG.exception("an end cannot be collected", request=delivery.job.request.hex())
+            await self._results.bury(delivery, "internal error; see the log")
+
+    async def _end(self, job: Job) -> Job | None:
+        record = await self._requests.get(job.request)
+        if record is None:
+            return None
+        if record.ended_at is not None:
+            return await self._ends.again(record, job)
+        events = tuple(await self._events.read(record.request, record.lane))
+        if not ended(events):
+            # The log of another machine may show it a moment later.
+            if len(job.errors) >= _VISIBLE:
+                raise UnseenEndError(f"the end of {record.request.hex()} is not in the event log")
+            return msgspec.structs.replace(job, attempt=job.attempt + 1, errors=(*job.errors, "no end yet"))
+        kept = self._reading.kept(record)
+        return await self._ends.take(Ended(record=record, kept=kept, events=events), job)
+
+
+class UnseenEndError(WeirError):
+    """A request was said to have ended, and its log has no end."""
+
+    code = "unseen_end"
