@@ -57,12 +57,14 @@ def make_device(
         # A stream that was cancelled here lives there until the end of the step.
         max_active_streams=2 * settings.max_active_streams,
         artifacts=str(settings.artifacts.expanduser()),
+        artifact_bytes=settings.artifact_bytes,
         options={
             "max_batch": settings.max_batch,
             "prefill_tokens": settings.prefill_tokens,
             "max_images": settings.max_images,
             "max_image_bytes": settings.max_image_bytes,
             "max_image_pixels": settings.max_image_pixels,
+            "default_max_tokens": settings.default_max_tokens,
             **settings.engine_options,
         },
     )

@@ -71,6 +71,7 @@ class Engine:
         self._on_stepped = on_stepped or _ignore
         self._devices: dict[DeviceName, Device] = {}
         self._where: dict[str, Device] = {}
+        self._default_max_tokens: dict[str, int] = {}
         self._engine = ""
         self._total_bytes = total_bytes()
         self._limit_bytes = bytes_of(settings.memory_limit, self._total_bytes)
@@ -287,10 +288,15 @@ class Engine:
 
     def _asked(self, request: GenerateRequest, options: RunOptions) -> Asked:
         timeout_ns = options.timeout_ns if options.timeout_ns is not None else self._settings.request_timeout
+        most = self._default_max_tokens.get(request.model)
         if timeout_ns is None:
-            return Asked(request=request, options=options)
-        options = msgspec.structs.replace(options, timeout_ns=timeout_ns)
-        return Asked(request=request, options=options, deadline_ns=self._clock.monotonic_ns() + timeout_ns)
+            return Asked(request=request, options=options, default_max_tokens=most)
+        return Asked(
+            request=request,
+            options=msgspec.structs.replace(options, timeout_ns=timeout_ns),
+            deadline_ns=self._clock.monotonic_ns() + timeout_ns,
+            default_max_tokens=most,
+        )
 
     async def _embedding(self, request: GenerateRequest) -> list[Event]:
         embedded = await self.embed(request.model, request.inputs)
@@ -336,6 +342,9 @@ class Engine:
         model = device.models.put(spec, card)
         self._where[card.name] = device
         device.schedule(card.name, one.scheduler or self._settings.scheduler)
+        self._default_max_tokens.pop(card.name, None)
+        if one.default_max_tokens is not None:
+            self._default_max_tokens[card.name] = one.default_max_tokens
         try:
             await self._until_loaded(device, model)
         except WeirError:

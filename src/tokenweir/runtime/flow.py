@@ -15,7 +15,7 @@ import msgspec
 
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DeadlineError, EngineRestartedError, WeirError
-from tokenweir.core.events import Accepted, Event, Queued
+from tokenweir.core.events import Accepted, Event, Queued, Usage
 from tokenweir.core.ids import new_id
 from tokenweir.core.requests import GenerateRequest
 from tokenweir.core.units import format_duration
@@ -57,11 +57,15 @@ _TRIES: Final = 2
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, and the instant (monotonic ns) by which it must be done; ``None``: any time."""
+    """One request, and the instant (monotonic ns) by which it must be done; ``None``: any time.
+
+    ``default_max_tokens`` is its model's own, where it has one.
+    """
 
     request: GenerateRequest
     options: RunOptions
     deadline_ns: int | None = None
+    default_max_tokens: int | None = None
 
 
 _Entry: TypeAlias = tuple[Life, ModelCard, Prepared] | WeirError | None
@@ -98,7 +102,7 @@ class Flow:
         Raises:
             WeirError: it was refused before it began. What fails later ends with a ``Failed`` event.
         """
-        stream = self._streams.open(asked.request.model, asked.options.priority, self._window)
+        stream = self._open(asked)
         async with aclosing(self._follow(stream, asked, None)) as events:
             async for event in events:
                 yield event
@@ -111,7 +115,7 @@ class Flow:
         Raises:
             TooManyStreamsError: there is no room for all of them; :meth:`StreamTable.room` waits for it.
         """
-        streams = [self._streams.open(one.request.model, one.options.priority, self._window) for one in batch]
+        streams = [self._open(one) for one in batch]
         try:
             entries = await self._prepare_all(streams, batch)
         except WeirError as error:
@@ -130,6 +134,11 @@ class Flow:
                 for stream, asked, entry in zip(streams, batch, entries, strict=True)
             ]
         return [task.result() for task in tasks]
+
+    def _open(self, asked: Asked) -> Stream:
+        stream = self._streams.open(asked.request.model, asked.options.priority, self._window)
+        stream.asked_ns = self._clock.monotonic_ns()
+        return stream
 
     async def _prepare_all(self, streams: Sequence[Stream], batch: Sequence[Asked]) -> list[_Entry]:
         """Return what the process says of each; one that was lost meanwhile leaves them to be prepared singly."""
@@ -174,7 +183,7 @@ class Flow:
                 yield Queued(seq=1)
             await self._admitted(stream, asked)
             while (event := await stream.read()) is not None:
-                yield event
+                yield stream.timed(event) if type(event) is Usage else event
                 self._took(stream, event)
         finally:
             if alarm is not None:
@@ -219,6 +228,7 @@ class Flow:
             raise stream.state.error or EngineRestartedError("the request was given up")
         now_ns = self._clock.monotonic_ns()
         stream.become(Waiting(epoch=life.epoch, since_ns=now_ns))
+        stream.queued_ns = stream.queued_ns or now_ns
         outcome = self._scheduler.submit(ticket, now_ns)
         match outcome:
             case tickets.Admitted():
@@ -236,6 +246,7 @@ class Flow:
         """Let the process work on an admitted stream."""
         epoch = stream.state.epoch if isinstance(stream.state, Waiting) else 0
         stream.next_seq = stream.first_seq
+        stream.began_ns = self._clock.monotonic_ns()
         stream.become(Running(epoch=epoch))
         self._tell(Start(stream=stream.number, first_seq=stream.first_seq, credits=stream.window))
 
@@ -384,7 +395,13 @@ def ticket_of(stream: Stream, prepared: Prepared, card: ModelCard, asked: Asked)
 
 
 def _prepare_call(stream: Stream, asked: Asked) -> Prepare:
-    return Prepare(stream=stream.number, model=stream.model, request=asked.request, options=asked.options)
+    return Prepare(
+        stream=stream.number,
+        model=stream.model,
+        request=asked.request,
+        options=asked.options,
+        default_max_tokens=asked.default_max_tokens,
+    )
 
 
 def _late(asked: Asked) -> DeadlineError:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
 from tokenweir.config import DurationNs, SecretRef, SettingsModel
 from tokenweir.core.errors import ConfigError
+from tokenweir.runtime.models.artifacts import LIMIT_BYTES
 
 _MS: Final = 1_000_000
 _S: Final = 1_000 * _MS
@@ -70,6 +71,11 @@ class ModelSettings(SettingsModel):
     )
     context_tokens: int | None = Field(
         default=None, ge=2, description="Longest prompt and answer together, where less than the model's own."
+    )
+    default_max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="Output tokens of a chat that states none; without one, `runtime.default_max_tokens`.",
     )
     draft: Path | None = Field(default=None, description="Directory of a draft model for speculation.")
     scheduler: SchedulerMode | None = Field(
@@ -132,6 +138,11 @@ class Settings(SettingsModel):
         default_factory=lambda: platformdirs.user_cache_path("tokenweir") / "runtime",
         description="Directory for prompt caches and converted weights.",
     )
+    artifact_bytes: int = Field(
+        default=LIMIT_BYTES,
+        ge=0,
+        description="Bytes kept there, at most; the least recently used goes first.",
+    )
 
     memory_limit: Amount = Field(
         default="0.7",
@@ -158,6 +169,11 @@ class Settings(SettingsModel):
     max_batch: int = Field(default=64, ge=1, description="Sequences decoded at once, at most.")
     prefill_tokens: int = Field(
         default=512, ge=16, description="Prompt tokens read in one step while others decode."
+    )
+    default_max_tokens: int = Field(
+        default=2048,
+        ge=0,
+        description="Output tokens of a chat that states none, as far as the context goes; 0: all of the context.",
     )
     max_active_streams: int = Field(
         default=512, ge=1, description="Requests in work and waiting; further ones get 429."

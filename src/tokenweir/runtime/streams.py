@@ -18,7 +18,7 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from tokenweir.core.errors import ServingError, TooManyStreamsError, WeirError
-from tokenweir.core.events import Cancelled, Completed, Event, Failed, Token
+from tokenweir.core.events import Cancelled, Completed, Event, Failed, Token, Usage
 from tokenweir.runtime.options import Priority
 
 
@@ -60,11 +60,14 @@ class Stream:
     __slots__ = (
         "_buffer",
         "_waker",
+        "asked_ns",
+        "began_ns",
         "first_seq",
         "model",
         "next_seq",
         "number",
         "priority",
+        "queued_ns",
         "returned",
         "state",
         "window",
@@ -76,6 +79,10 @@ class Stream:
         self.priority: Priority = priority
         self.window = window
         self.state: StreamState = Preparing()
+        # Monotonic instants: when it was asked for, first stood in line, and was started.
+        self.asked_ns = 0
+        self.queued_ns = 0
+        self.began_ns = 0
         self.first_seq = 0
         self.next_seq = 0
         # Tokens that were taken and not given back as credit yet.
@@ -152,6 +159,17 @@ class Stream:
             return 0
         credit, self.returned = self.returned, 0
         return credit
+
+    def timed(self, usage: Usage) -> Usage:
+        """Return a usage with the time before the start counted in, which the process does not know of."""
+        before = {"queue_time": self.began_ns - self.queued_ns}
+        return msgspec.structs.replace(
+            usage,
+            timings_ns={
+                name: took + before.get(name, self.began_ns - self.asked_ns)
+                for name, took in usage.timings_ns.items()
+            },
+        )
 
     async def _change(self) -> None:
         self._waker = asyncio.get_running_loop().create_future()

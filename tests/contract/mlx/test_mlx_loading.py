@@ -97,6 +97,14 @@ def test_weights_are_quantised_at_load_and_kept(copy: Path, tmp_path: Path, bits
     second.close()
 
 
+def test_weights_beyond_the_bound_of_what_is_kept_are_not_kept(copy: Path, tmp_path: Path) -> None:
+    options = EngineOptions(artifacts=str(tmp_path / "artifacts"), artifact_bytes=1000)
+    spec = LoadSpec(name="m", path=str(copy), weight_bits=4)
+    model = registry.create("mlx", options).load(spec, read_card(copy, "m", weight_bits=4))
+    model.close()
+    assert not list((tmp_path / "artifacts").glob("weights/*"))
+
+
 def test_eight_bits_write_nearly_what_the_whole_weights_write(load: Load, models: dict[str, Path]) -> None:
     reference = ReferenceLlama(models["target"])
     model = load(models["target"], weight_bits=8)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.factories.engines import answer, chat, counted, kinds, model, serving, settings, until
 from tests.factories.loops import in_loop
@@ -117,8 +118,12 @@ async def test_a_reader_that_goes_frees_its_place(tmp_path: Path) -> None:
                 if isinstance(event, Token):
                     break
             waiting = group.create_task(answer(engine, chat("next", tokens=3)))
-            await until(lambda: engine.health().scheduler.waiting == 1, "the second waits")
+            await until(lambda: engine.health().scheduler.oldest_wait_ns > 50 * MS, "the second waits")
         events = waiting.result()
+        usage = events[-2]
+        assert isinstance(usage, Usage)
+        # The time in line counts, which the process that decodes does not know of.
+        assert 50 * MS < usage.timings_ns["queue_time"] < usage.timings_ns["ttft"] < usage.timings_ns["e2el"]
         assert kinds(events) == ["Accepted", "Queued", "Started", "Token", "Usage", "Completed"]
         assert isinstance(events[1], Queued)
         assert [event.seq for event in events] == list(range(len(events)))
@@ -312,3 +317,19 @@ async def test_several_choices_share_one_stream_and_its_credit(tmp_path: Path) -
         assert counted(events) == 120
         assert {event.index for event in events if isinstance(event, Token)} == {0, 1, 2, 3}
         assert isinstance(events[-1], Completed)
+
+
+@in_loop
+async def test_an_answer_without_a_length_has_the_default_one(tmp_path: Path) -> None:
+    first = model(tmp_path, "m")
+    own = {"path": str(model(tmp_path, "own")), "default_max_tokens": 7}
+    whole = {"path": str(model(tmp_path, "whole", context_tokens=96)), "default_max_tokens": 0}
+    models = [{"path": str(first)}, own, whole]
+    async with serving(settings(models=models, default_max_tokens=40)) as engine:
+        for name, most in (("m", 40), ("own", 7), ("whole", None)):
+            asked = chat("tell me", to=name)
+            sampling = msgspec.structs.replace(asked.sampling, max_tokens=None)
+            events = await answer(engine, msgspec.structs.replace(asked, sampling=sampling))
+            usage = events[-2]
+            assert isinstance(usage, Usage)
+            assert counted(events) == (most or 96 - (usage.input_tokens or 0))

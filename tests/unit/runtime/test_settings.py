@@ -49,7 +49,7 @@ def test_models_come_as_tables_with_their_own_choices(tmp_path: Path) -> None:
         [runtime]
         memory_limit = "2GiB"
         idle_ttl = "10m"
-        engine_options = { default_max_tokens = 64 }
+        engine_options = { persist_prefixes = true }
 
         [[runtime.models]]
         path = "models/reed"
@@ -67,7 +67,7 @@ def test_models_come_as_tables_with_their_own_choices(tmp_path: Path) -> None:
     assert [one.called for one in runtime.models] == ["reed", "quick"]
     assert runtime.models[1].scheduler == "bypass"
     assert runtime.idle_ttl == 600_000_000_000
-    assert runtime.engine_options == {"default_max_tokens": 64}
+    assert runtime.engine_options == {"persist_prefixes": True}
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 class Initialize(msgspec.Struct, frozen=True, kw_only=True):
     """``initialize``: the first call. ``options`` are the engine's own; ``limit_bytes`` caps device memory.
 
-    ``prefix_cache_bytes`` and ``artifacts`` (a directory) serve the caches; ``max_active_streams`` bounds streams
-    that are prepared or started.
+    ``prefix_cache_bytes``, ``artifacts`` (a directory) and ``artifact_bytes`` (the most that is kept there) serve the
+    caches; ``max_active_streams`` bounds streams that are prepared or started.
     """
 
     protocol: int
@@ -80,6 +80,7 @@ class Initialize(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_bytes: int
     max_active_streams: int
     artifacts: str = ""
+    artifact_bytes: int = 0
     options: dict[str, Json] = {}
 
 
@@ -120,12 +121,16 @@ class Unload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, kw_only=True):
-    """``prepare``: check, render and tokenise. ``stream`` is the server's number for it, never used twice."""
+    """``prepare``: check, render and tokenise. ``stream`` is the server's number for it, never used twice.
+
+    ``default_max_tokens`` is the model's own, where it has one.
+    """
 
     stream: int
     model: str
     request: GenerateRequest
     options: RunOptions = RunOptions()
+    default_max_tokens: int | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,12 +26,16 @@ _TEMPLATE_OPTIONS: Final = "chat_template_kwargs"
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request may ask for. ``default_max_tokens`` caps an answer whose request states no length."""
+    """What one request may ask for.
+
+    ``default_max_tokens`` caps an answer whose request states no length, as far as its model has no other; 0: the
+    context alone does.
+    """
 
     max_images: int = 16
     max_image_bytes: int = 16 << 20
     max_image_pixels: int = 32_000_000
-    default_max_tokens: int | None = None
+    default_max_tokens: int = 0
 
     @property
     def images(self) -> ImageLimits:
@@ -90,7 +94,8 @@ def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request
         raise SpecError("embeddings are not generated", mend="use the method 'embed'")
     if not tokens:
         raise SpecError("the prompt is empty", mend="send at least one token")
-    most = answer_tokens(card, request.sampling, len(tokens), limits.default_max_tokens)
+    default = limits.default_max_tokens if ask.default_max_tokens is None else ask.default_max_tokens
+    most = answer_tokens(card, request.sampling, len(tokens), default)
     choices = decodings(card, request.sampling, ask.options, most, guidance)
     if guidance is not None:
         # What compiles is not always obeyed: a compiler passes over the words that it does not know.

@@ -98,6 +98,7 @@ class Service:
             limit_bytes=ask.limit_bytes,
             prefix_cache_bytes=ask.prefix_cache_bytes,
             artifacts=ask.artifacts,
+            artifact_bytes=ask.artifact_bytes,
             options=own,
         )
         begun: Future[DeviceMemory] = Future()

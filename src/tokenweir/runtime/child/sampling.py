@@ -27,8 +27,10 @@ def require(card: ModelCard, capability: Capability, what: str) -> None:
         )
 
 
-def answer_tokens(card: ModelCard, sampling: Sampling, prompt_tokens: int, default: int | None) -> int:
+def answer_tokens(card: ModelCard, sampling: Sampling, prompt_tokens: int, default: int) -> int:
     """Return how many tokens one choice may have: what was asked for, or the rest of the context up to ``default``.
+
+    A ``default`` of 0 is none.
 
     Raises:
         SpecError: prompt and answer do not fit into the context.
@@ -42,7 +44,7 @@ def answer_tokens(card: ModelCard, sampling: Sampling, prompt_tokens: int, defau
         )
     wanted = sampling.max_tokens
     if wanted is None:
-        wanted = room if default is None else min(room, default)
+        wanted = min(room, default) if default else room
         wanted = max(wanted, min(sampling.min_tokens or 0, room))
     if wanted < 1:
         raise SpecError(f"max_tokens is {wanted}", mend="ask for at least 1")

@@ -12,19 +12,21 @@ import msgspec
 from tokenweir.core.errors import ConfigError, MissingExtraError
 from tokenweir.core.requests import Json
 from tokenweir.ports.inference import InferenceEngine
+from tokenweir.runtime.models.artifacts import LIMIT_BYTES
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What every engine is made with.
 
     ``limit_bytes`` caps the device's memory; 0 leaves it to the engine. ``prefix_cache_bytes`` bounds the kept
-    prompts, ``artifacts`` is a directory for what is worth keeping on disk (empty: none). ``options`` are the
-    engine's own; an unknown one is refused.
+    prompts, ``artifacts`` is a directory for what is worth keeping on disk (empty: none), ``artifact_bytes`` the most
+    that is kept there. ``options`` are the engine's own; an unknown one is refused.
     """
 
     limit_bytes: int = 0
     prefix_cache_bytes: int = 0
     artifacts: str = ""
+    artifact_bytes: int = LIMIT_BYTES
     options: Mapping[str, Json] = {}
 
 

@@ -23,7 +23,7 @@ MAX_PROMPTS: Final = 64
 MAX_INPUTS: Final = 2048
 MAX_TOKENS: Final = 1 << 24
 COMPLETION_TOKENS: Final = 16
-"""Output tokens of a text completion that states none, as OpenAI has it; a chat goes on to its context's end."""
+"""Output tokens of a text completion that states none, as OpenAI has it; for a chat the settings say."""
 
 _SEED: Final = 1 << 63
 _LONGEST_STOP: Final = 1024

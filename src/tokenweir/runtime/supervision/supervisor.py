@@ -61,6 +61,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_bytes: int
     max_active_streams: int
     artifacts: str = ""
+    artifact_bytes: int = 0
     options: dict[str, messages.Json] = {}
 
 
@@ -348,6 +349,7 @@ class Supervisor:
             prefix_cache_bytes=spec.prefix_cache_bytes,
             max_active_streams=spec.max_active_streams,
             artifacts=spec.artifacts,
+            artifact_bytes=spec.artifact_bytes,
             options=spec.options,
         )
         try:

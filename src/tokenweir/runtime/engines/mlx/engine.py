@@ -12,6 +12,7 @@ from tokenweir.core.errors import ConfigError, NoMemoryError
 from tokenweir.ports.inference import DeviceMemory, LoadedModel, LoadSpec, ModelCard
 from tokenweir.runtime.engines.mlx.model import Caches, MlxModel, give_back
 from tokenweir.runtime.engines.registry import EngineOptions
+from tokenweir.runtime.models.artifacts import ArtifactCache
 
 _FREED_SHARE: Final = 8
 _FREED_MOST: Final = 1 << 30
@@ -43,7 +44,9 @@ class MlxEngine:
         self._limit = set_limits(options.limit_bytes, own.freed_bytes)
         self._caches = Caches(
             prefix_bytes=options.prefix_cache_bytes,
-            artifacts=Path(options.artifacts) if options.artifacts else None,
+            artifacts=ArtifactCache(Path(options.artifacts), options.artifact_bytes)
+            if options.artifacts
+            else None,
             persist=own.persist_prefixes,
         )
 

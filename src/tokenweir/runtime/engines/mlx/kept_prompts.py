@@ -34,17 +34,21 @@ class Beginning(NamedTuple):
 class KeptPrompts:
     """Caches by token sequence, ``limit_bytes`` at most, the least recently used forgotten first.
 
-    ``directory`` holds those that outlive the model, ``prompts/NAME`` of an artifact cache; ``None`` for none. A model
+    ``artifacts`` holds those that outlive the model, under ``name``; ``None`` for none. A model
     whose layers keep only a window, or a state, cannot forget the end of a cache: there, only a sequence that goes on
     after a kept one is served.
     """
 
-    def __init__(self, model: Model, limit_bytes: int, directory: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, limit_bytes: int, artifacts: ArtifactCache | None = None, name: str = ""
+    ) -> None:
         self._trie: PrefixTrie[Cache] = PrefixTrie(limit_bytes, shortening=framework.always_trimmable(model))
-        self._directory = directory
+        self._artifacts = artifacts
+        self._name = name
         self._layers = len(framework.new_cache(model))
-        if limit_bytes > 0 and directory is not None and directory.is_dir():
-            self._read(directory)
+        kept = artifacts.get("prompts", name) if artifacts is not None and limit_bytes > 0 else None
+        if kept is not None and kept.is_dir():
+            self._read(kept)
 
     @property
     def used_bytes(self) -> int:
@@ -74,11 +78,11 @@ class KeptPrompts:
 
     def close(self) -> None:
         """Write what is worth it to disk, and forget everything."""
-        if self._directory is not None and len(self._trie):
-            self._write(self._directory)
+        if self._artifacts is not None and len(self._trie):
+            self._write(self._artifacts)
         self._trie.clear()
 
-    def _write(self, directory: Path) -> None:
+    def _write(self, artifacts: ArtifactCache) -> None:
         def write(place: Path) -> None:
             place.mkdir()
             for number, (tokens, cache) in enumerate(self._trie.entries()):
@@ -89,7 +93,7 @@ class KeptPrompts:
 
         # A disk that is full, or a kind of cache that has no file: the prompts are computed again.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
-            ArtifactCache(directory.parent.parent).put("prompts", directory.name, write)
+            artifacts.put("prompts", self._name, write)
 
     def _read(self, directory: Path) -> None:
         # The most recently used was written first, and what is inserted last is the most recently used.

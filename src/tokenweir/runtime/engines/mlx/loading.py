@@ -34,17 +34,21 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 def load(
-    directory: Path, *, revision: str, weight_bits: Literal[4, 8] | None = None, artifacts: Path | None = None
+    directory: Path,
+    *,
+    revision: str,
+    weight_bits: Literal[4, 8] | None = None,
+    artifacts: ArtifactCache | None = None,
 ) -> Loaded:
     """Load the model in ``directory``.
 
-    With ``weight_bits`` the weights are quantised, and kept below ``artifacts`` under ``revision``, so that the
+    With ``weight_bits`` the weights are quantised, and kept in ``artifacts`` under ``revision``, so that the
     next time they are only read.
 
     Raises:
         InputError: the files are not a model that can be run; the message names them.
     """
-    cache = ArtifactCache(artifacts) if artifacts is not None and weight_bits is not None else None
+    cache = artifacts if weight_bits is not None else None
     name = f"{revision}-{weight_bits}"
     kept = cache.get("weights", name) if cache is not None else None
     if kept is not None and (kept / "config.json").is_file():

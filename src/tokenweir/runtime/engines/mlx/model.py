@@ -33,6 +33,7 @@ from tokenweir.runtime.engines.mlx.loading import Loaded, load
 from tokenweir.runtime.engines.mlx.text import MlxText
 from tokenweir.runtime.guidance.masks import GuideCompiler
 from tokenweir.runtime.guidance.vocabulary import file_vocabulary
+from tokenweir.runtime.models.artifacts import ArtifactCache
 from tokenweir.runtime.models.drafts import check_draft
 from tokenweir.runtime.models.tokenizers import FILE
 
@@ -40,10 +41,10 @@ _CACHE_GROUPS: Final = (64, 32)
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):
-    """What prompts may be kept: bytes in memory, and a directory for what outlives the process."""
+    """What prompts may be kept: bytes in memory, and a place on disk for what outlives the process."""
 
     prefix_bytes: int = 0
-    artifacts: Path | None = None
+    artifacts: ArtifactCache | None = None
     persist: bool = False
 
 
@@ -196,10 +197,8 @@ def _draft(directory: Path, path: str, target: Loaded) -> Loaded:
 def _kept(model: Model, card: ModelCard, spec: LoadSpec, caches: Caches) -> KeptPrompts | None:
     if caches.prefix_bytes <= 0:
         return None
-    directory = None
-    if caches.artifacts is not None and caches.persist:
-        directory = caches.artifacts / "prompts" / f"{card.revision}-{spec.weight_bits or 'whole'}"
-    return KeptPrompts(model, caches.prefix_bytes, directory)
+    name = f"{card.revision}-{spec.weight_bits or 'whole'}"
+    return KeptPrompts(model, caches.prefix_bytes, caches.artifacts if caches.persist else None, name)
 
 
 class _Measured(NamedTuple):
