@@ -64,7 +64,9 @@ def test_a_lean_step_draws_what_the_package_s_own_step_draws(
     processed: bool,  # noqa: FBT001
 ) -> None:
     model, _ = framework.load_model(random_llama(tmp_path / "m"))
-    processors = [[forbid(3)], [], [forbid(7), forbid(9)], []] if processed else [[]] * 4
+    none: list[Any] = []
+    some = [[forbid(3)], none, [forbid(7), forbid(9)], none]
+    processors = some if processed else [none] * 4
     own = decode(generate.BatchGenerator(model), samplers, processors)
     generator = generate.BatchGenerator(model)
     lean = put_in(generator)

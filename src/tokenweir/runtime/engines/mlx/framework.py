@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
-import mlx_lm.sample_utils as _sample
-import mlx_lm.utils as _utils
-from huggingface_hub import constants as _hub
-from mlx_lm.models import cache as _cache
 
-# Whatever the packages below are asked for, nothing is fetched: a model is a directory that is there.
-_hub.HF_HUB_OFFLINE = True
+from tokenweir.runtime.engines.mlx.light_import import import_mlx_lm
 
-# The package has a function of the same name, which an import statement would find.
-_generate: Any = importlib.import_module("mlx_lm.generate")
+_modules = import_mlx_lm()
+_generate: Any = _modules["mlx_lm.generate"]
+_sample: Any = _modules["mlx_lm.sample_utils"]
+_utils: Any = _modules["mlx_lm.utils"]
+_cache: Any = _modules["mlx_lm.models.cache"]
 
 Sampler = Callable[[mx.array], mx.array]
 """Log probabilities by row to one token for each."""
@@ -170,7 +167,7 @@ def quantise_cache(cache: Cache, *, bits: int, group: int) -> None:
 
 def load_model(path: Path, settings: Mapping[str, Any] | None = None) -> tuple[Model, dict[str, Any]]:
     """Read a model from a directory, lazily: no weights are in memory yet. No foreign code is run."""
-    found: Any = cast("Any", _utils).load_model(path, lazy=True, model_config=dict(settings or {}))
+    found: Any = _utils.load_model(path, lazy=True, model_config=dict(settings or {}))
     return cast("tuple[Model, dict[str, Any]]", found)
 
 
@@ -178,7 +175,7 @@ def quantise_model(
     model: Model, config: dict[str, Any], *, bits: int, group: int
 ) -> tuple[Model, dict[str, Any]]:
     """Quantise a model's weights and return it with the configuration that says so."""
-    found: Any = cast("Any", _utils).quantize_model(model, config, group_size=group, bits=bits)
+    found: Any = _utils.quantize_model(model, config, group_size=group, bits=bits)
     return cast("tuple[Model, dict[str, Any]]", found)
 
 
@@ -194,7 +191,7 @@ def save_weights(directory: Path, model: Model) -> None:
 
 def save_config(path: Path, config: dict[str, Any]) -> None:
     """Write a model's configuration."""
-    cast("Any", _utils).save_config(config, path)
+    _utils.save_config(config, path)
 
 
 def save_cache(path: Path, cache: Cache, metadata: dict[str, str]) -> None:
@@ -204,7 +201,7 @@ def save_cache(path: Path, cache: Cache, metadata: dict[str, str]) -> None:
 
 def load_cache(path: Path) -> tuple[Cache, dict[str, str]]:
     """Read a cache and its metadata from a file."""
-    found: Any = cast("Any", _cache).load_prompt_cache(str(path), return_metadata=True)
+    found: Any = _cache.load_prompt_cache(str(path), return_metadata=True)
     return cast("tuple[Cache, dict[str, str]]", found)
 
 

@@ -7,15 +7,15 @@ the logits are not even normalised: our samplers do that where it matters.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import mlx.core as mx
 
 from tokenweir.runtime.engines.mlx.arrays import begin, integers
+from tokenweir.runtime.engines.mlx.light_import import import_mlx_lm
 
-_module: Any = importlib.import_module("mlx_lm.generate")
+_module: Any = import_mlx_lm()["mlx_lm.generate"]
 
 if TYPE_CHECKING:
     _Base = Any

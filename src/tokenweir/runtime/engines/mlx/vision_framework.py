@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import mlx.core as mx
+from huggingface_hub import constants as _hub
 from PIL import Image
 
 from tokenweir.core.errors import InputError
 from tokenweir.runtime.engines.mlx.arrays import evaluate
 from tokenweir.runtime.engines.mlx.framework import Model, Processor, Sampler
+
+# Whatever the packages below are asked for, nothing is fetched: a model is a directory that is there.
+_hub.HF_HUB_OFFLINE = True
 
 _utils: Any = importlib.import_module("mlx_vlm.utils")
 _cache: Any = importlib.import_module("mlx_vlm.models.cache")
