@@ -7,8 +7,9 @@
     batch    all   all        3/4           1/2           1/4           1/4           1/4
     state    on    shrink     shrink        shrink        shrink        shed          refuse
 
-One level up for each verdict above the target, one level down for several verdicts below a lower line in a row:
-between the two lines nothing changes, so that it does not swing.
+"All" of a batch is what ran when it began to shrink, so that it shrinks also where far fewer run than may. One level
+up for each verdict above the target, one level down for several verdicts below a lower line in a row: between the two
+lines nothing changes, so that it does not swing.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Controller:
     """The controller of one model."""
 
-    __slots__ = ("_calm", "_due_ns", "_level", "_model", "_options", "_reason", "_window")
+    __slots__ = ("_calm", "_due_ns", "_full", "_level", "_model", "_options", "_reason", "_window")
 
     def __init__(self, model: str, options: ControlOptions) -> None:
         self._model = model
         self._options = options
         self._window = ItlWindow(window_ns=options.window_ns)
+        self._full = options.max_batch
         self._level = 0
         self._calm = 0
         self._due_ns: int | None = None
@@ -86,7 +88,8 @@ class Controller:
     @property
     def batch(self) -> int:
         """Sequences that may be decoded at once."""
-        return max(1, int(self._options.max_batch * _LEVELS[self._level].batch))
+        share = _LEVELS[self._level].batch
+        return self._options.max_batch if share == 1 else max(1, int(self._full * share))
 
     @property
     def prefill_tokens(self) -> int:
@@ -134,7 +137,7 @@ class Controller:
         elif p95_ns is not None and tokens >= _LEAST_TOKENS:
             self._calm = 0
             if p95_ns > self._options.target_ns:
-                self._raise(p95_ns)
+                self._raise(p95_ns, running)
         self._due_ns = now_ns + self._options.interval_ns if tokens or self._level else None
         return None if self._level == before else self.tune
 
@@ -143,7 +146,9 @@ class Controller:
         """What the engine is to be told now."""
         return Tune(model=self._model, batch=self.batch, prefill_tokens=self.prefill_tokens)
 
-    def _raise(self, p95_ns: int) -> None:
+    def _raise(self, p95_ns: int, running: int) -> None:
+        if _LEVELS[self._level].batch == 1:
+            self._full = min(self._options.max_batch, running)
         self._level = min(self._level + 1, len(_LEVELS) - 1)
         target = format_duration(self._options.target_ns)
         self._reason = f"ITL p95 {p95_ns / _MS:.1f} ms is above its target of {target}"

@@ -364,6 +364,19 @@ def test_an_overload_takes_load_away_step_by_step_and_gives_it_back() -> None:
     assert made.figures(machine.now_ns).models[0].batch == 8
 
 
+def test_a_batch_shrinks_also_where_fewer_run_than_may() -> None:
+    made = scheduler(batch=64, target_ns=100 * MS, limit=10_000)
+    machine = Machine(made)
+    for _ in range(8):
+        machine.ask()
+    machine.slowness = 5
+    steps_until(machine, "degraded_shed")
+    assert made.figures(machine.now_ns).models[0].batch == 2, "a quarter of the eight that ran"
+    machine.slowness = 0.1
+    steps_until(machine, "enabled")
+    assert made.figures(machine.now_ns).models[0].batch == 64
+
+
 def test_between_the_lines_nothing_changes() -> None:
     made = scheduler(batch=8, target_ns=100 * MS)
     machine = Machine(made)
