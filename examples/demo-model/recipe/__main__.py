@@ -26,7 +26,7 @@ from recipe.vocabulary import render, train_tokenizer, write_tokenizer
 _EACH: Final = 40
 _GLANCE: Final = 6
 _GLANCE_SEED: Final = 11
-_GLANCE_EVERY: Final = 0.05
+_GLANCE_EVERY: Final = 0.06
 _EARLY_ENOUGH: Final = 0.45
 _TOKENIZER_TASKS: Final = 6000
 _TOLD_EVERY: Final = 50
@@ -54,8 +54,8 @@ def tokenizer_texts(seed: int) -> list[str]:
 class Watch:
     """Prints how the training goes, looks at held-out tasks now and then, and keeps the early model."""
 
-    def __init__(self, early: Path, model: Any, tokenizer: Any, shape: Shape) -> None:  # noqa: ANN401
-        self._early, self._model, self._tokenizer, self._shape = early, model, tokenizer, shape
+    def __init__(self, out: Path, model: Any, tokenizer: Any, shape: Shape) -> None:  # noqa: ANN401
+        self._out, self._model, self._tokenizer, self._shape = out, model, tokenizer, shape
         self._tasks = sample_held_out(_GLANCE, _GLANCE_SEED)
         self._losses: list[float] = []
         self._started = time.monotonic()
@@ -78,8 +78,10 @@ class Watch:
             self._glance_at += _GLANCE_EVERY
             found = score(self._model, self._tokenizer, self._tasks)
             say(f"step {step:5d}  held out {found.accuracy:.1%}  {found.by_kind()}")
+            # What a run that is cut short leaves behind, to go on from with --start.
+            write_weights(self._model, self._shape, self._out / "good")
             if self.early is None and found.accuracy >= _EARLY_ENOUGH:
-                write_weights(self._model, self._shape, self._early)
+                write_weights(self._model, self._shape, self._out / "early")
                 self.early = {"step": step, "minutes": self.minutes}
                 say(f"step {step:5d}  kept as early")
 
@@ -104,14 +106,19 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     """Train, write both checkpoints, and return what ``training.json`` says of them."""
     shape = Shape()
     good, early = options.out / "good", options.out / "early"
-    made: Tokenizer = train_tokenizer(tokenizer_texts(options.seed))
+    start: Path | None = options.start
+    made: Tokenizer = (
+        Tokenizer.from_file(str(start / "tokenizer.json"))
+        if start
+        else train_tokenizer(tokenizer_texts(options.seed))
+    )
+    model = load(start)[0] if start else new_model(shape, options.seed)
     for directory in (good, early):
         directory.mkdir(parents=True, exist_ok=True)
         write_tokenizer(made, directory)
-    model = new_model(shape, options.seed)
     write_weights(model, shape, good)
     say(f"{parameters(model):,} parameters")
-    watch = Watch(early, model, load(good)[1], shape)
+    watch = Watch(options.out, model, load(good)[1], shape)
     batches = Rows(made, options.seed).batches(options.tokens)
     steps = train(model, batches, seconds=options.minutes * 60, steps=options.steps, report=watch)
     write_weights(model, shape, good)
@@ -127,6 +134,7 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "minutes": kept["good"]["minutes"],
         "batch_tokens": options.tokens,
+        "started_from": start.name if start else None,
         "parameters": parameters(model),
         "prose_sha256": hashlib.sha256("\n".join(prose()).encode()).hexdigest(),
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "numpy", "tokenizers")},
@@ -143,7 +151,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the weights and of the data")
     parser.add_argument("--minutes", type=float, default=22.0, help="processor time to train for")
     parser.add_argument("--steps", type=int, help="how many steps to train, whatever the clock says")
-    parser.add_argument("--tokens", type=int, default=1024, help="token places of a batch")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint, with its tokenizer")
+    parser.add_argument("--tokens", type=int, default=2048, help="token places of a batch")
     options = parser.parse_args()
     record = make(options)
     text = json.dumps(record, indent=2) + "\n"

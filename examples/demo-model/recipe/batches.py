@@ -11,26 +11,35 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from recipe.tasks import KINDS, Task, Turn, draw
+from recipe.stories import STORIES
+from recipe.tasks import KINDS, Task, Turn, draw, task_about
 from recipe.text import learnt, must_be_trained, prose
 from recipe.vocabulary import ASSISTANT, END, render
 
 Ints = npt.NDArray[np.int32]
 
 WEIGHTS: Final[Mapping[str, float]] = {
-    "add": 4.0,
-    "subtract": 4.0,
+    "add": 8.0,
+    "subtract": 10.0,
     "times": 2.0,
-    "sort": 1.5,
-    "compare": 1.5,
+    "extreme": 3.0,
+    "sort": 5.0,
+    "look_up": 2.0,
+    "fact": 2.0,
+    "select": 1.5,
+    "convert": 1.5,
     "copy": 2.0,
+    "count": 0.5,
+    "talk": 0.5,
 }
 """How often a kind is drawn; 1 where it is not named."""
 _POOL: Final = 768
 _PROSE_SHARE: Final = 0.03
 _PROSE_WEIGHT: Final = 0.15
-_LEARNT_SHARE: Final = 0.1
+_LEARNT_SHARE: Final = 0.08
 _SEVERAL_SHARE: Final = 0.2
+_RETOLD_SHARE: Final = 0.6
+_QUESTIONS: Final = 5
 _LONG_SHARE: Final = 0.004
 _PROSE_TOKENS: Final = 128
 _LONG_TOKENS: Final = (300, 1000)
@@ -85,12 +94,31 @@ class Rows:
         if chance < _LONG_SHARE:
             return self._conversation([self._task()], system=self._page())
         chance -= _LONG_SHARE
-        count = dice.randrange(2, 6) if chance < _SEVERAL_SHARE else 1
-        return self._conversation([self._task() for _ in range(count)])
+        if chance < _SEVERAL_SHARE:
+            return self._conversation([self._task() for _ in range(dice.randrange(2, 6))])
+        kind = self._kind()
+        if kind in STORIES and dice.random() < _RETOLD_SHARE:
+            return self._questions(kind)
+        return self._conversation([draw(kind, dice, held_out=False)])
+
+    def _kind(self) -> str:
+        return self._dice.choices(self._kinds, self._weights)[0]
 
     def _task(self) -> Task:
-        kind = self._dice.choices(self._kinds, self._weights)[0]
-        return draw(kind, self._dice, held_out=False)
+        return draw(self._kind(), self._dice, held_out=False)
+
+    def _questions(self, kind: str) -> Row:
+        """Return one story and several questions about it, those left out that are held out."""
+        story = STORIES[kind](self._dice)
+        turns: list[Turn] = []
+        for _ in range(_QUESTIONS):
+            question = story.ask(self._dice)
+            task = task_about(story, question)
+            if not task.held_out:
+                asked = question.text if turns else story.told + question.text
+                turns.append({"role": "user", "content": asked})
+                turns.append({"role": "assistant", "content": task.answer})
+        return self.row(render(turns)) if turns else self._conversation([self._task()])
 
     def _page(self) -> str:
         wanted, text = self._dice.randrange(*_LONG_TOKENS), ""

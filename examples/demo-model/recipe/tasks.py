@@ -13,16 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from recipe.words import (
-    CITIES,
-    COLOURS,
-    FIELDS,
-    NAMES,
-    NUMBER_FIELDS,
-    ORDINALS,
-    PLACES,
-    THINGS,
-)
+from recipe.stories import STORIES, Question, Story, compact, some_record, some_words
+from recipe.words import CITIES, COLOURS, NAMES, PLACES, THINGS
 
 Turn: TypeAlias = dict[str, object]
 
@@ -80,11 +72,6 @@ def is_held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def compact(value: object) -> str:
-    """Return ``value`` as JSON without white space."""
-    return json.dumps(value, separators=(",", ":"))
-
-
 def _ask(kind: str, key: object, question: str, answer: object) -> Task:
     return Task(
         kind=kind,
@@ -101,7 +88,9 @@ def _number_question(dice: random.Random, *wordings: str) -> str:
 
 
 def _add(dice: random.Random) -> Task:
-    a, b = dice.randrange(100), dice.randrange(100)
+    total = dice.randrange(2, 100)
+    a = dice.randrange(1, total)
+    b = total - a
     question = _number_question(dice, f"What is {a} + {b}?", f"Add {a} and {b}.", f"{a} + {b} =")
     return _ask("add", sorted((a, b)), question, a + b)
 
@@ -119,13 +108,13 @@ def _times(dice: random.Random) -> Task:
 
 
 def _larger(dice: random.Random) -> Task:
-    a, b = dice.sample(range(200), 2)
+    a, b = dice.sample(range(100), 2)
     word, answer = dice.choice((("larger", max(a, b)), ("smaller", min(a, b))))
     return _ask("compare", (word, *sorted((a, b))), f"Which is {word}, {a} or {b}?", answer)
 
 
 def _extreme(dice: random.Random) -> Task:
-    numbers = dice.sample(range(100), dice.choice((3, 4)))
+    numbers = dice.sample(range(100), dice.choice((2, 3, 3)))
     word, answer = dice.choice((("largest", max(numbers)), ("smallest", min(numbers))))
     listed = ", ".join(map(str, numbers))
     question = dice.choice((f"What is the {word} of {listed}?", f"Which number is the {word}: {listed}?"))
@@ -133,47 +122,10 @@ def _extreme(dice: random.Random) -> Task:
 
 
 def _sort(dice: random.Random) -> Task:
-    numbers = dice.sample(range(100), dice.choice((2, 3, 3, 4)))
+    numbers = dice.sample(range(100), dice.choice((2, 3, 3)))
     listed = ", ".join(map(str, numbers))
     question = dice.choice((f"Sort these numbers: {listed}", f"Sort from small to large: {listed}"))
     return _ask("sort", sorted(numbers), question, ", ".join(map(str, sorted(numbers))))
-
-
-def _table(dice: random.Random) -> tuple[str, list[tuple[str, int]]]:
-    places = dice.sample(PLACES, dice.choice((3, 4, 5)))
-    rows = list(zip(places, dice.sample(range(10, 100), len(places)), strict=True))
-    if dice.random() < _HALF:
-        text = "\n".join(f"{place}: {level}" for place, level in rows)
-    else:
-        text = "Levels: " + ", ".join(f"{place}={level}" for place, level in rows) + "."
-    return text, rows
-
-
-def _look_up(dice: random.Random) -> Task:
-    text, rows = _table(dice)
-    place, level = dice.choice(rows)
-    return _ask("look_up", (rows, place), f"{text}\nWhat is the level at {place}?", level)
-
-
-def _look_back(dice: random.Random) -> Task:
-    text, rows = _table(dice)
-    place, level = dice.choice(rows)
-    return _ask("look_back", (rows, level), f"{text}\nWhich station has level {level}?", place)
-
-
-def _fact(dice: random.Random) -> Task:
-    count = dice.choice((2, 3, 4))
-    if dice.random() < _HALF:
-        pairs = list(zip(dice.sample(NAMES, count), dice.sample(COLOURS, count), strict=True))
-        told = " ".join(f"{name} likes {colour}." for name, colour in pairs)
-        name, answer = dice.choice(pairs)
-        question = f"Which colour does {name} like?"
-    else:
-        pairs = list(zip(dice.sample(PLACES, count), dice.sample(CITIES, count), strict=True))
-        told = " ".join(f"{land} has the capital {city}." for land, city in pairs)
-        name, answer = dice.choice(pairs)
-        question = f"Which capital does {name} have?"
-    return _ask("fact", (pairs, name), f"{told} {question}", answer)
 
 
 def _extract(dice: random.Random) -> Task:
@@ -191,30 +143,12 @@ def _extract(dice: random.Random) -> Task:
     return _ask("extract", (name, age, city), question, compact({"name": name, "age": age, "city": city}))
 
 
-def _value(field: str, dice: random.Random) -> str | int:
-    if field in NUMBER_FIELDS:
-        return dice.randrange(1, 100)
-    values = {"city": CITIES, "colour": COLOURS, "item": THINGS, "name": NAMES, "station": PLACES}
-    return dice.choice(values[field])
-
-
-def _record(dice: random.Random, counts: tuple[int, ...]) -> dict[str, str | int]:
-    return {field: _value(field, dice) for field in dice.sample(FIELDS, dice.choice(counts))}
-
-
 def _convert(dice: random.Random) -> Task:
-    record = _record(dice, (2, 3))
+    record = some_record(dice, (2, 3))
     shape = dice.choice(("{}={}", "{}: {}"))
     told = "; ".join(shape.format(field, value) for field, value in record.items())
     question = dice.choice((f"Turn this into JSON: {told}", f"Write as a JSON object: {told}"))
     return _ask("convert", compact(record), question, compact(record))
-
-
-def _read_json(dice: random.Random) -> Task:
-    record = _record(dice, (2, 3, 4))
-    field = dice.choice(list(record))
-    question = f"{compact(record)}\nWhat is the {field}?"
-    return _ask("read_json", (compact(record), field), question, record[field])
 
 
 def _count(dice: random.Random) -> Task:
@@ -222,27 +156,34 @@ def _count(dice: random.Random) -> Task:
     return _ask("count", words, f"How many words are in this list: {', '.join(words)}?", len(words))
 
 
-def _words(dice: random.Random, low: int, high: int) -> list[str]:
-    return dice.sample(COLOURS + THINGS, dice.randrange(low, high + 1))
-
-
 def _copy(dice: random.Random) -> Task:
-    words = _words(dice, 2, 6)
+    words = some_words(dice, 2, 6)
     told = " ".join(words)
     return _ask("copy", words, dice.choice((f"Repeat exactly: {told}", f"Say this again: {told}")), told)
 
 
 def _reverse(dice: random.Random) -> Task:
-    words = _words(dice, 2, 4)
+    words = some_words(dice, 2, 4)
     question = f"Say these words in reverse order: {', '.join(words)}"
     return _ask("reverse", words, question, ", ".join(reversed(words)))
 
 
-def _pick(dice: random.Random) -> Task:
-    words = _words(dice, 3, 6)
-    place = dice.choice(ORDINALS)
-    question = f"What is the {place} word of: {', '.join(words)}?"
-    return _ask("pick", (place, words), question, words[ORDINALS.index(place) if place != "last" else -1])
+def _about(kind: str) -> Callable[[random.Random], Task]:
+    """Return a generator of tasks of ``kind``, each one question about one story."""
+
+    def generate(dice: random.Random) -> Task:
+        story = STORIES[kind](dice)
+        while True:
+            question = story.ask(dice)
+            if question.kind == kind:
+                return task_about(story, question)
+
+    return generate
+
+
+def task_about(story: Story, question: Question) -> Task:
+    """Return the task of asking ``question`` right after the story is told."""
+    return _ask(question.kind, question.key, story.told + question.text, question.answer)
 
 
 def _talk(dice: random.Random) -> Task:
@@ -299,16 +240,15 @@ KINDS: Final[Mapping[str, Callable[[random.Random], Task]]] = {
     "compare": _larger,
     "extreme": _extreme,
     "sort": _sort,
-    "look_up": _look_up,
-    "look_back": _look_back,
-    "fact": _fact,
+    "look_up": _about("look_up"),
+    "fact": _about("fact"),
     "extract": _extract,
     "convert": _convert,
-    "read_json": _read_json,
+    "select": _about("select"),
     "count": _count,
     "copy": _copy,
     "reverse": _reverse,
-    "pick": _pick,
+    "pick": _about("pick"),
     "talk": _talk,
     "tool": _call,
 }

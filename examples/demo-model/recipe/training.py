@@ -20,7 +20,7 @@ from recipe.batches import Batch
 from recipe.vocabulary import CONTEXT, SIZE
 
 END_ID: Final = 0
-_MUON_RATE: Final = 0.02
+_MUON_RATE: Final = 0.012
 _ADAM_RATE: Final = 3e-3
 _WARM_UP_STEPS: Final = 40
 _LAST_RATE: Final = 0.02
@@ -33,8 +33,8 @@ class Shape:
 
     vocab_size: int = SIZE
     hidden_size: int = 128
-    num_hidden_layers: int = 5
-    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    intermediate_size: int = 256
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 32
