@@ -276,7 +276,7 @@ def test_loading_is_said_in_every_way(body: dict[str, Json]) -> None:
         ({"path": "/m", "draft": ["/a", "/b"]}, "draft"),
         ({"path": "/m", "trust_remote_code": True}, "trust_remote_code"),
         ({"path": "/m", "kv_bits": 4}, "kv_bits"),
-        ({"path": "/m", "paht": "/n"}, "paht"),
+        ({"path": "/m", "pathz": "/n"}, "pathz"),
     ],
 )
 def test_bad_loading_is_refused(body: dict[str, Json], param: str) -> None:
