@@ -116,7 +116,8 @@ class Demo:
 
     def _real(self, real: Endpoint) -> Path:
         self._teller.step(
-            "The same client on the real server", "The model that ships, behind weir runtime, on the corpus that ships."
+            "The same client on the real server",
+            "The model that ships, behind weir runtime, on the corpus that ships.",
         )
         load = ("--arrival", "concurrency=4", "--requests", str(self._options.real_requests))
         return self._bench("real", real, *load)
