@@ -21,7 +21,7 @@ from tokenweir.ports.inference import (
 
 LIMITS = StepLimits(batch=32, prefill_tokens=256)
 MOST_STEPS = 4000
-GREEDY = Decoding(max_tokens=24, temperature=0.0)
+GREEDY = Decoding(max_tokens=16, temperature=0.0)
 
 
 class Answer(msgspec.Struct):

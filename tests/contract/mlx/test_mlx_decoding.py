@@ -40,30 +40,30 @@ def test_greedy_answers_are_those_of_a_reference_implementation(
 
 def test_greedy_answers_in_a_batch_equal_those_by_themselves(decoder: Decoder) -> None:
     many = prompts(32)
-    alone = [one(decoder, prompt).tokens for prompt in many]
+    alone = [one(decoder, prompt).tokens for prompt in many[::4]]
     together = run(decoder, [asked(number, prompt) for number, prompt in enumerate(many)])
-    assert [answer.tokens for answer in together] == alone
+    assert [answer.tokens for answer in together[::4]] == alone
 
 
 def test_sequences_that_join_and_leave_midway_do_not_change_the_others(decoder: Decoder) -> None:
-    many = prompts(12, seed=8)
-    lengths = [5 + 7 * (number % 4) for number in range(12)]
+    many = prompts(8, seed=8)
+    lengths = [5 + 7 * (number % 4) for number in range(8)]
     decodings = [msgspec.structs.replace(GREEDY, max_tokens=length) for length in lengths]
     alone = [one(decoder, prompt, how).tokens for prompt, how in zip(many, decodings, strict=True)]
     decoder.insert([asked(number, many[number], decodings[number]) for number in range(4)])
-    found: dict[int, Answer] = {number: Answer([]) for number in range(12)}
-    for number in range(4, 12):
+    found: dict[int, Answer] = {number: Answer([]) for number in range(8)}
+    for number in range(4, 8):
         for event in [*decoder.step(LIMITS), *decoder.step(LIMITS)]:
             found[event.sequence].events.append(event)
         decoder.insert([asked(number, many[number], decodings[number])])
     open_ = [number for number, answer in found.items() if not answer.finish]
     for number, answer in zip(open_, finish(decoder, open_), strict=True):
         found[number].events += answer.events
-    assert [found[number].tokens for number in range(12)] == alone
+    assert [found[number].tokens for number in range(8)] == alone
 
 
 def test_both_lanes_write_the_same_greedy_answer(decoder: Decoder) -> None:
-    for prompt in prompts(4, seed=11):
+    for prompt in prompts(2, seed=11):
         assert one(decoder, prompt, lane="exclusive").tokens == one(decoder, prompt).tokens
 
 
@@ -138,10 +138,10 @@ def test_a_removed_sequence_in_the_exclusive_lane_lets_the_next_one_in(decoder: 
     assert finish(decoder, [2])[0].finish == "length"
 
 
-@pytest.mark.parametrize("steps", [3, 10, 30])
+@pytest.mark.parametrize("steps", [3, 25])
 def test_a_held_sequence_waits_and_then_goes_on_as_if_nothing_had_been(decoder: Decoder, steps: int) -> None:
     many = prompts(3, seed=31)
-    how = msgspec.structs.replace(GREEDY, max_tokens=60, frequency_penalty=0.3)
+    how = msgspec.structs.replace(GREEDY, max_tokens=40, frequency_penalty=0.3)
     alone = [one(decoder, prompt, how).tokens for prompt in many]
     decoder.insert([asked(number, prompt, how) for number, prompt in enumerate(many)])
     found = [Answer([]) for _ in many]
@@ -238,7 +238,7 @@ def test_narrowed_sampling_keeps_to_what_it_leaves(
             set(order[: int(np.searchsorted(np.cumsum(np.exp(row[order])), 0.4)) + 1]),
         ),
     ):
-        several = [one(decoder, prompt, how, lane=lane).tokens for _ in range(20)]
+        several = [one(decoder, prompt, how, lane=lane).tokens for _ in range(12)]
         assert {token for tokens in several for token in tokens} <= allowed
 
 

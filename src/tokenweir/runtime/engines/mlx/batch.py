@@ -109,12 +109,15 @@ class BatchLane:
         for response in drawn:
             self._draw(response, limits.held, events)
         for prompt in read:
-            if prompt.end_of_prompt and prompt.uid in self._reading:
+            if prompt.uid not in self._reading:
+                continue
+            row = self._uids[prompt.uid]
+            if prompt.end_of_prompt:
                 self._reading.discard(prompt.uid)
-                row = self._uids[prompt.uid]
                 if row.drawn == 0:
                     events.append(row.prefilled())
-                    self._keep_prompt(row, prompt.uid)
+            elif prompt.end_of_segment:
+                self._keep_prompt(row, prompt.uid)
 
     def _draw(self, response: TokenResponse, held: frozenset[int], events: list[StepEvent]) -> None:
         row = self._uids[response.uid]
@@ -206,10 +209,13 @@ class BatchLane:
             self._reading.discard(uid)
 
     def _keep_prompt(self, row: Row, uid: int) -> None:
-        """Keep a long prompt as soon as it is read, for those that come while it is answered."""
+        """Keep a long prompt as soon as it is read but for its last token, for those that come while it is answered.
+
+        The last token has a segment of its own: who asks the same again needs a cache that ends before it.
+        """
         if self._kept is None or not row.sequence.use_prefix_cache or len(row.prompt) - row.cached < LEAST:
             return
-        if self._kept.wants(row.prompt):
+        if self._kept.wants(row.prompt[:-1]):
             cache, tokens = self._generator.extract_cache([uid])[uid]
             self._kept.keep(tuple(tokens), cache)
 

@@ -70,9 +70,10 @@ class Model(Protocol):
 
 
 class PromptResponse(Protocol):
-    """How far a prompt is."""
+    """How far a prompt is; ``end_of_segment`` where only its last token is left, or nothing."""
 
     uid: int
+    end_of_segment: bool
     end_of_prompt: bool
 
 

@@ -58,6 +58,8 @@ class MlxModel:
     def __init__(self, spec: LoadSpec, card: ModelCard, caches: Caches) -> None:
         directory = Path(card.path)
         self._text = MlxText(directory)
+        if spec.draft is not None:
+            check_draft(directory, Path(spec.draft).expanduser().resolve())
         with framework.device_stream():
             loaded = load(
                 directory, revision=card.revision, weight_bits=spec.weight_bits, artifacts=caches.artifacts
@@ -175,9 +177,8 @@ def give_back() -> None:
 
 
 def _draft(directory: Path, path: str, target: Loaded) -> Loaded:
-    """Load the draft model, and check that it can draft for the target."""
+    """Load the draft model, and check that it can draft for the target as loaded."""
     draft = Path(path).expanduser().resolve()
-    check_draft(directory, draft)
     loaded = load(draft, revision="")
     sizes = [int(model.config.get("vocab_size") or 0) for model in (target, loaded)]
     if sizes[0] != sizes[1]:
