@@ -15,11 +15,15 @@ ModelState = Literal["loaded", "loading", "unloaded", "failed"]
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that may be asked for. ``answered`` says that it made a token since it was loaded."""
+    """A model that may be asked for. ``answered`` says that it made a token since it was loaded.
+
+    ``put_away`` says that it was unloaded to spare memory, and comes back when it is asked for.
+    """
 
     card: ModelCard
     state: ModelState
     answered: bool = False
+    put_away: bool = False
     streams: int = 0
     reason: str = ""
 

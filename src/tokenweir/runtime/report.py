@@ -36,6 +36,7 @@ def model_status(device: Device, name: str) -> ModelStatus:
         card=model.card,
         state=state,
         answered=model.answered,
+        put_away=isinstance(model.presence, Absent) and not model.wanted,
         streams=sum(stream.model == name for stream in device.streams),
         reason=str(refusal) if refusal is not None else "",
     )

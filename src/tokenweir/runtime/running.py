@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, Callable
 from importlib import import_module
 from typing import Final, Protocol, cast
@@ -114,6 +115,9 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
 async def _until_stopped(engine: Engine, stop: Stop, settings: Settings) -> None:
     """Keep models warm until asked to stop, then drain; a second request ends the draining."""
     stop.ready()
+    # What was made until now stays to the end: nobody shall look through it while streams wait, or at the exit.
+    gc.collect()
+    gc.freeze()
     async with asyncio.TaskGroup() as group:
         warming = group.create_task(keep_warm(engine))
         await stop.once.wait()

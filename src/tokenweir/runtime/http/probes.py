@@ -78,6 +78,9 @@ def unready(now: EngineHealth) -> str:
     loaded = [status for status in now.models if status.state == "loaded"]
     if any(status.answered or not _speaks(status) for status in loaded):
         return ""
+    if not loaded and any(status.put_away for status in now.models):
+        # Nobody would ask for it, and so bring it back, if that counted as not ready.
+        return ""
     if loaded:
         return f"{loaded[0].card.name!r} is loaded and has made no token yet"
     known = ", ".join(f"{status.card.name!r} is {status.state}" for status in now.models)

@@ -287,6 +287,8 @@ def test_ready_needs_a_token_of_a_loaded_model() -> None:
     ):
         serving.statuses = {"fake": status}
         assert words in str(get(app, "/ready").json["reason"])
+    serving.statuses = {"fake": ModelStatus(card=FAKE_CARD, state="unloaded", put_away=True)}
+    assert get(app, "/ready").json["ready"] is True, "a request brings it back"
     serving.statuses = {}
     assert get(app, "/ready").json["reason"] == "no model is loaded"
 
