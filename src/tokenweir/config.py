@@ -165,7 +165,15 @@ class StoreSettings(SettingsModel):
     )
     gateway: str = Field(
         default_factory=_default_gateway,
-        description="Requests, reservations, ledger, queue and events; one process writes to a SQLite file.",
+        description="Requests, reservations, ledger, queue and events; one process writes to a SQLite file. "
+        "postgresql://… is shared, and needs quota, queue and events.",
+    )
+    quota: str = Field(
+        default="", description="Quota counters: redis://…; by default they are in gateway's SQLite file."
+    )
+    queue: str = Field(default="", description="Jobs: amqp://…; by default they are in gateway's SQLite file.")
+    events: str = Field(
+        default="", description="Events: kafka://…; by default they are in gateway's SQLite file."
     )
     access: str = Field(
         default_factory=_default_access,

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
+import msgspec
+
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
@@ -15,15 +17,19 @@ from tokenweir.config import EndpointSettings
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.endpoints.pool import EndpointFacts
+from tokenweir.gateway.queued.dead import Graveyard, rotate
 from tokenweir.gateway.queued.node import QueuedPolicy, QueuedStores
-from tokenweir.gateway.queued.sealing import SealingKey
+from tokenweir.gateway.queued.reading import Reading
+from tokenweir.gateway.queued.sealing import SealedEventLog, Sealer, SealingKey
 from tokenweir.gateway.queued.webhooks import WebhookPolicy
 from tokenweir.gateway.queued.worker import Policy
 from tokenweir.gateway.running import Node, Stores
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
+from tokenweir.ports.requests import Resealing
+from tokenweir.stores.gateway.opening import StoreUrls, open_ledger, open_quota
+from tokenweir.stores.gateway.opening import open_stores as open_gateway_stores
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
-from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
 from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
@@ -45,49 +51,68 @@ def first_key(settings: Settings) -> str | None:
 
 
 def opener(
-    settings: Settings, endpoints: Sequence[EndpointSettings]
+    settings: Settings,
+    endpoints: Sequence[EndpointSettings],
+    *,
+    works: bool = True,
+    only: frozenset[str] = frozenset(),
 ) -> Callable[[], contextlib.AbstractAsyncContextManager[Node]]:
-    """Return what opens the gateway's parts. Raises ConfigError for endpoints that cannot be used."""
-    facts = [(_facts(endpoint), endpoint.url) for endpoint in endpoints]
+    """Return what opens the gateway's parts.
+
+    Without ``works`` queued requests are left to workers of their own. ``only`` names the paths of the door, if not
+    all. Raises ConfigError for endpoints that cannot be used.
+    """
+    facts = [(endpoint_facts(endpoint), endpoint.url) for endpoint in endpoints]
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
     policy = queued_policy(settings)
+    if only or not works:
+        policy = msgspec.structs.replace(policy, works=False)
 
     @contextlib.asynccontextmanager
     async def open_node() -> AsyncGenerator[Node]:
-        clock = SystemClock()
         directory = Directory(settings.stores.access)
-        keyring = CachedKeyring(directory)
-        await keyring.look()
-        database = Database(settings.stores.gateway)
-        quota = SqliteQuota(database, clock)
-        jobs = SqliteQueue(database, clock)
         try:
-            await jobs.load()
-            async with asyncio.TaskGroup() as group:
+            keyring = CachedKeyring(directory)
+            await keyring.look()
+            async with open_stores(settings) as stores, asyncio.TaskGroup() as group:
                 watch = group.create_task(keyring.watch())
                 yield Node(
                     settings=settings.gateway,
-                    stores=Stores(
-                        quota=quota,
-                        ledger=SqliteLedger(database, quota),
-                        queued=QueuedStores(
-                            intake=SqliteIntake(database, clock, quota, jobs),
-                            requests=SqliteRequests(database, clock),
-                            jobs=jobs,
-                            events=SqliteEventLog(database),
-                        ),
-                    ),
+                    stores=stores,
                     keyring=keyring,
                     endpoints=facts,
                     controls=controls,
                     queued=policy,
+                    only=only,
                 )
                 watch.cancel()
         finally:
-            database.close()
             directory.close()
 
     return open_node
+
+
+@contextlib.asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncGenerator[Stores]:
+    """Open the stores that the settings name. Raises ConfigError where there is no adapter, or another holds them."""
+    async with open_gateway_stores(store_urls(settings)) as opened:
+        yield Stores(
+            quota=opened.quota,
+            ledger=opened.ledger,
+            queued=QueuedStores(
+                intake=opened.intake,
+                requests=opened.requests,
+                jobs=opened.jobs,
+                events=opened.events,
+                results=opened.results,
+            ),
+        )
+
+
+def store_urls(settings: Settings) -> StoreUrls:
+    """Return where the gateway keeps things."""
+    stores = settings.stores
+    return StoreUrls(gateway=stores.gateway, quota=stores.quota, queue=stores.queue, events=stores.events)
 
 
 def queued_policy(settings: Settings) -> QueuedPolicy:
@@ -114,33 +139,89 @@ def queued_policy(settings: Settings) -> QueuedPolicy:
     )
 
 
-async def offline_quota(url: str, what: Literal["verify", "rebuild"]) -> Sequence[str]:
-    """Verify or rebuild the counters of a gateway that is not running. Raises ConfigError where it runs."""
-    database = Database(url)
-    try:
-        quota = SqliteQuota(database, SystemClock())
+class Yard:
+    """The queue with its dead letters over open stores, and what changes the key that requests are sealed with."""
+
+    def __init__(self, stores: QueuedStores, policy: QueuedPolicy) -> None:
+        self.jobs = stores.jobs
+        self._requests = stores.requests
+        self._sealer = sealer = Sealer(policy.seal_keys)
+        events = SealedEventLog(stores.events, sealer) if sealer.seals else stores.events
+        self.graveyard = Graveyard(
+            stores.jobs,
+            stores.requests,
+            stores.intake,
+            Reading(stores.requests, events, sealer),
+            sealer=sealer,
+            queue_lease_ns=policy.queue_lease_ns,
+        )
+
+    async def rotate(self) -> int:
+        """Seal anew what is not sealed with the present key; returns how many requests that were.
+
+        Raises:
+            ConfigError: the stores cannot.
+            SealError: a key that something is sealed with is not configured.
+        """
+        if not isinstance(self._requests, Resealing):
+            raise ConfigError(
+                "these stores cannot be sealed anew", mend="keep the old keys in gateway.seal_keys"
+            )
+        return await rotate(self._requests, self._sealer)
+
+
+@contextlib.asynccontextmanager
+async def open_yard(settings: Settings, *, writes: bool) -> AsyncGenerator[Yard]:
+    """Open the queue, to read beside a gateway that may be running, or to write where embedded stores are free.
+
+    Raises ConfigError.
+    """
+    policy = queued_policy(settings)
+    if writes or not settings.stores.gateway.startswith("sqlite:"):
+        async with open_stores(settings) as stores:
+            if stores.queued is None:
+                raise ConfigError("these stores have no queue")
+            yield Yard(stores.queued, policy)
+        return
+    clock = SystemClock()
+    with contextlib.closing(Database(settings.stores.gateway, writes=False)) as database:
+        jobs, quota = SqliteQueue(database, clock), SqliteQuota(database, clock)
+        beside = QueuedStores(
+            intake=SqliteIntake(database, clock, quota, jobs),
+            requests=SqliteRequests(database, clock),
+            jobs=jobs,
+            events=SqliteEventLog(database),
+        )
+        yield Yard(beside, policy)
+
+
+async def offline_quota(settings: Settings, what: Literal["verify", "rebuild"]) -> Sequence[str]:
+    """Verify or rebuild the counters: shared ones beside gateways that run, a gateway's own where it does not run.
+
+    Raises ConfigError where it runs.
+    """
+    async with open_quota(store_urls(settings)) as quota:
         if what == "verify":
             return await quota.verify()
         await quota.rebuild()
         return ()
-    finally:
-        database.close()
 
 
 async def totals(url: str, where: LedgerFilter, by: Literal["day", "month"]) -> Sequence[LedgerTotal]:
     """Return the ledger's roll-ups, beside a gateway that may be running."""
-    with contextlib.closing(Database(url, writes=False)) as database:
-        return await SqliteLedger(database, SqliteQuota(database, SystemClock())).totals(where, by)
+    async with open_ledger(url) as ledger:
+        return await ledger.totals(where, by)
 
 
 async def read_ledger(url: str, where: LedgerFilter) -> AsyncGenerator[LedgerRow]:
     """Yield the ledger's rows, beside a gateway that may be running."""
-    with contextlib.closing(Database(url, writes=False)) as database:
-        async for row in SqliteLedger(database, SqliteQuota(database, SystemClock())).rows(where):
+    async with open_ledger(url) as ledger:
+        async for row in ledger.rows(where):
             yield row
 
 
-def _facts(endpoint: EndpointSettings) -> EndpointFacts:
+def endpoint_facts(endpoint: EndpointSettings) -> EndpointFacts:
+    """Return what is configured of an endpoint. Raises ConfigError where its model or key is missing."""
     if endpoint.model is None:
         raise ConfigError(
             f"the endpoint {endpoint.name!r} names no model", mend="set model in its [[endpoints]] table"

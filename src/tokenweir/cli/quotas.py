@@ -101,8 +101,8 @@ def list_limits(**subject: str | None) -> None:
 
 @command.command()
 def verify() -> None:
-    """Prove that every counter is what ledger and open reservations add up to. The gateway must be stopped."""
-    differences = asyncio.run(offline_quota(start().stores.gateway, "verify"))
+    """Prove that every counter is what ledger and open reservations add up to. Stop a gateway with SQLite first."""
+    differences = asyncio.run(offline_quota(start(), "verify"))
     for line in differences:
         click.echo(line)
     if differences:
@@ -112,8 +112,8 @@ def verify() -> None:
 
 @command.command()
 def rebuild() -> None:
-    """Count every counter anew from ledger and open reservations. The gateway must be stopped."""
-    asyncio.run(offline_quota(start().stores.gateway, "rebuild"))
+    """Count every counter anew from ledger and open reservations. A gateway with SQLite must be stopped."""
+    asyncio.run(offline_quota(start(), "rebuild"))
     click.echo("counted anew", err=True)
 
 

@@ -118,6 +118,13 @@ class PostgresqlRequests:
             "UPDATE gateway_requests SET published = true WHERE request = ANY($1::bytea[])", sorted(requests)
         )
 
+    async def attempts(self, requests: Sequence[bytes]) -> Mapping[bytes, int]:
+        """Return the last attempt claimed of each request that is known."""
+        rows = await self._database.fetch(
+            "SELECT request, attempt FROM gateway_requests WHERE request = ANY($1::bytea[])", list(requests)
+        )
+        return {row[0]: row[1] for row in rows}
+
     async def get(self, request: bytes) -> RequestRecord | None:
         """Return a request, or ``None``."""
         query = f"SELECT {_COLUMNS} FROM gateway_requests WHERE request = $1"  # noqa: S608 - own words

@@ -1,0 +1,76 @@
+"""Opens PostgreSQL, Redis, RabbitMQ and Kafka as one set of stores."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from tokenweir.stores.gateway.composed.intake import ComposedIntake
+from tokenweir.stores.gateway.kafka.connection import KafkaServers
+from tokenweir.stores.gateway.kafka.eventlog import KafkaEventLog
+from tokenweir.stores.gateway.opening import GatewayStores, StoreUrls
+from tokenweir.stores.gateway.postgresql.counting import PostgresqlUse
+from tokenweir.stores.gateway.postgresql.database import PostgresqlDatabase
+from tokenweir.stores.gateway.postgresql.ledger import PostgresqlLedger
+from tokenweir.stores.gateway.postgresql.requests import PostgresqlRequests
+from tokenweir.stores.gateway.rabbitmq.connection import RabbitConnection
+from tokenweir.stores.gateway.rabbitmq.queue import RESULTS, RabbitQueue
+from tokenweir.stores.gateway.redis.connection import RedisConnection
+from tokenweir.stores.gateway.redis.upkeep import RedisQuotaUpkeep
+
+
+@contextlib.asynccontextmanager
+async def open_composed(urls: StoreUrls) -> AsyncGenerator[GatewayStores]:
+    """Connect to all, and publish, heal and read on while the block runs; see ``open_stores``."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = await PostgresqlDatabase.open(urls.gateway)
+        stack.push_async_callback(database.close)
+        redis = RedisConnection(urls.quota)
+        stack.push_async_callback(redis.close)
+        quota = await RedisQuotaUpkeep.open(redis, PostgresqlUse(database))
+        publishing, consuming = RabbitConnection(urls.queue), RabbitConnection(urls.queue)
+        stack.push_async_callback(publishing.close)
+        stack.push_async_callback(consuming.close)
+        jobs, results = RabbitQueue(publishing, consuming), RabbitQueue(publishing, consuming, RESULTS)
+        await jobs.declare()
+        await results.declare()
+        requests = PostgresqlRequests(database)
+        events = KafkaEventLog(KafkaServers(urls.events), requests)
+        await stack.enter_async_context(events.open())
+        intake = ComposedIntake(quota, requests, jobs)
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(intake.run()), group.create_task(quota.watch())]
+            yield GatewayStores(
+                quota=quota,
+                ledger=PostgresqlLedger(database),
+                intake=intake,
+                requests=requests,
+                jobs=jobs,
+                events=events,
+                results=results,
+            )
+            for task in beside:
+                task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def open_quota(urls: StoreUrls) -> AsyncGenerator[RedisQuotaUpkeep]:
+    """Open Redis's counters and the database they are counted from, beside gateways that run."""
+    database = await PostgresqlDatabase.open(urls.gateway, connections=4)
+    redis = RedisConnection(urls.quota)
+    try:
+        yield await RedisQuotaUpkeep.open(redis, PostgresqlUse(database))
+    finally:
+        await redis.close()
+        await database.close()
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(url: str) -> AsyncGenerator[PostgresqlLedger]:
+    """Open the ledger in PostgreSQL."""
+    database = await PostgresqlDatabase.open(url, connections=2)
+    try:
+        yield PostgresqlLedger(database)
+    finally:
+        await database.close()

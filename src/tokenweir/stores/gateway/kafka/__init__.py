@@ -1,0 +1,1 @@
+"""Events of requests in Kafka: 64 lanes, each a partition."""

@@ -1,0 +1,111 @@
+"""What all that speaks with Kafka shares: where it is, its topic, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+from typing import Any, Final, cast
+
+import aiokafka
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from tokenweir.core.errors import ConfigError, UnavailableError
+
+_SCHEME: Final = "kafka://"
+_TOPIC_EXISTS: Final = 36
+_REPLICAS: Final = 3
+_KNOWN_S: Final = 30.0
+_LOOK_S: Final = 0.05
+MESSAGE_BYTES: Final = 8_388_608
+"""The largest record: an answer's vectors come in one event."""
+
+
+class KafkaServers:
+    """The brokers of ``kafka://HOST:PORT[,HOST:PORT…][/PREFIX]``; ``prefix`` begins the names of topics."""
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self.name, _, path = url.removeprefix(_SCHEME).partition("/")
+        if not url.startswith(_SCHEME) or not self.name:
+            raise ConfigError(f"{url!r} names no Kafka", mend=f"write {_SCHEME}HOST:PORT")
+        self.prefix = prefix or path
+
+    def producer(self) -> Any:  # noqa: ANN401 - the client's types are unknown
+        """Return a producer, not started: what it has sent is on all replicas in sync, once and in order."""
+        return cast("Any", aiokafka.AIOKafkaProducer)(
+            bootstrap_servers=self.name,
+            acks="all",
+            enable_idempotence=True,
+            max_request_size=MESSAGE_BYTES,
+            max_batch_size=1_048_576,
+            request_timeout_ms=15_000,
+        )
+
+    def consumer(self, *, wait_ms: int) -> Any:  # noqa: ANN401 - the client's types are unknown
+        """Return a consumer without a group, not started; a poll waits ``wait_ms`` for something new."""
+        return cast("Any", aiokafka.AIOKafkaConsumer)(
+            bootstrap_servers=self.name,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=wait_ms,
+            max_partition_fetch_bytes=MESSAGE_BYTES,
+            request_timeout_ms=15_000,
+        )
+
+    async def make_topic(self, name: str, *, partitions: int, retention_ms: int) -> None:
+        """Make a topic; one that is there must have that many partitions.
+
+        Raises:
+            ConfigError: it has another number of partitions.
+            UnavailableError: Kafka cannot be reached.
+        """
+        admin = cast("Any", AIOKafkaAdminClient)(bootstrap_servers=self.name)
+        with self.explained():
+            try:
+                await admin.start()
+                brokers = len(admin._client.cluster.brokers())  # noqa: SLF001 - it has no other way to say it
+                topic = NewTopic(
+                    name,
+                    partitions,
+                    min(_REPLICAS, max(1, brokers)),
+                    topic_configs={
+                        "retention.ms": str(retention_ms),
+                        "max.message.bytes": str(MESSAGE_BYTES),
+                        # Where a request's events begin is found by time, so all of it is the broker's.
+                        "message.timestamp.type": "LogAppendTime",
+                    },
+                )
+                answer = await admin.create_topics([topic])
+                code, reason = answer.topic_errors[0][1:3]
+                if code not in {0, _TOPIC_EXISTS}:
+                    raise UnavailableError(f"the topic {name!r} cannot be made: {reason}")
+                found = await _partitions(admin, name)
+                if found != partitions:
+                    raise ConfigError(
+                        f"the topic {name!r} has {found} partitions instead of {partitions}",
+                        mend="remove it while nothing runs, or give another prefix",
+                    )
+            finally:
+                await admin.close()
+
+    @contextlib.contextmanager
+    def explained(self) -> Generator[None]:
+        """Raise what goes wrong with the brokers as UnavailableError."""
+        try:
+            yield
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise UnavailableError(
+                f"the event log {self.name!r} cannot be used: {error or type(error).__name__}",
+                mend="see that Kafka runs and can be reached",
+            ) from error
+
+
+async def _partitions(admin: Any, name: str) -> int:  # noqa: ANN401 - the client's types are unknown
+    """Return how many partitions a topic has; one that was just made is not known everywhere at once."""
+    async with asyncio.timeout(_KNOWN_S):
+        while True:
+            (found,) = await admin.describe_topics([name])
+            if found["partitions"]:
+                return len(found["partitions"])
+            await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,272 @@
+"""Reading lanes: one consumer for this process, and the events of the requests in its lanes at hand for all readers.
+
+A lane is read while somebody needs it, from its end on. Events before that, and those that had to make room, are read
+again from the lane's record on, as far as the reading at the end has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any, Final, cast
+from weakref import WeakValueDictionary
+
+from aiokafka.structs import TopicPartition
+
+from tokenweir.core.errors import UnavailableError
+from tokenweir.stores.gateway.kafka.connection import KafkaServers
+from tokenweir.stores.gateway.kafka.records import Fold, unpacked
+from tokenweir.stores.gateway.reporting import LOG
+
+AT_HAND: Final = 200_000
+"""Events kept in memory over all lanes; beyond it the requests that were silent for longest are let go."""
+
+_POLL_MS: Final = 25
+_HISTORY_POLL_MS: Final = 100
+_IDLE_S: Final = 60.0
+_SKEW_MS: Final = 10_000
+"""How far a gateway's clock may be before the broker's for a request to be found by its time at once."""
+_AGAIN_S: Final = 0.5
+_REACH_S: Final = 10.0
+_READERS: Final = 2
+_V7: Final = 7
+
+
+class _Lane:
+    """What this process knows of a lane: all records below ``position`` that came since it looks."""
+
+    __slots__ = ("folds", "followers", "moved", "opened", "opening", "position", "used_at")
+
+    def __init__(self) -> None:
+        self.opened = False
+        self.opening = asyncio.Lock()
+        self.position = 0
+        self.folds: dict[bytes, Fold] = {}
+        self.followers = 0
+        self.moved = asyncio.Event()
+        self.used_at = 0.0
+
+
+class LaneReader:
+    """Reads lanes for all readers of this process. :meth:`run` reads on, beside those that :meth:`read`."""
+
+    def __init__(self, servers: KafkaServers, topic: str, *, partitions: int, at_hand: int = AT_HAND) -> None:
+        self._servers = servers
+        self._partitions = [TopicPartition(topic, lane) for lane in range(partitions)]
+        self._consumer: Any = None
+        self._lookers: asyncio.Queue[Any] = asyncio.Queue()
+        self._all: list[Any] = []
+        self._lanes = [_Lane() for _ in range(partitions)]
+        self._signals: WeakValueDictionary[bytes, asyncio.Event] = WeakValueDictionary()
+        self._count = 0
+        self._most = at_hand
+
+    async def start(self) -> None:
+        """Connect. Raises UnavailableError."""
+        self._consumer = self._servers.consumer(wait_ms=_POLL_MS)
+        lookers = [self._servers.consumer(wait_ms=_HISTORY_POLL_MS) for _ in range(_READERS)]
+        self._all = [self._consumer, *lookers]
+        with self._servers.explained():
+            for consumer in self._all:
+                await consumer.start()
+        for looker in lookers:
+            self._lookers.put_nowait(looker)
+        self._consumer.assign(self._partitions)
+        self._consumer.pause(*self._partitions)
+        for partition in self._partitions:
+            self._consumer.seek(partition, 0)
+
+    async def stop(self) -> None:
+        """Close."""
+        for consumer in self._all:
+            await consumer.stop()
+
+    @property
+    def at_hand(self) -> int:
+        """How many events are in memory."""
+        return self._count
+
+    def signal(self, request: bytes) -> asyncio.Event:
+        """Return what is set when there is more of a request; taken before :meth:`read`, it misses nothing."""
+        return self._signals.setdefault(request, asyncio.Event())
+
+    @contextlib.contextmanager
+    def following(self, number: int) -> Generator[None]:
+        """Keep a lane open while the block runs."""
+        lane = self._lanes[number]
+        lane.followers += 1
+        try:
+            yield
+        finally:
+            lane.followers -= 1
+            lane.used_at = time.monotonic()
+
+    async def read(self, request: bytes, number: int, *, after: int, reached: int) -> Fold:
+        """Return a request's events after a seq, at hand from there on; the lane is read at least up to ``reached``.
+
+        Raises:
+            UnavailableError: Kafka cannot be reached.
+        """
+        lane = await self._open(number)
+        if lane.position < reached:
+            await self._reach(lane, reached)
+        fold = lane.folds.get(request)
+        if fold is None or (fold.first > after + 1 and not fold.forgotten):
+            fold = await self._history(request, number, lane)
+        return fold
+
+    async def _open(self, number: int) -> _Lane:
+        lane = self._lanes[number]
+        lane.used_at = time.monotonic()
+        if not lane.opened:
+            async with lane.opening:
+                if not lane.opened:
+                    partition = self._partitions[number]
+                    async with self._looker() as looker:
+                        ends = cast("dict[TopicPartition, int]", await looker.end_offsets([partition]))
+                    lane.position = ends[partition]
+                    lane.opened = True
+                    self._consumer.seek(partition, lane.position)
+                    self._consumer.resume(partition)
+        return lane
+
+    async def _reach(self, lane: _Lane, offset: int) -> None:
+        try:
+            async with asyncio.timeout(_REACH_S):
+                while lane.position < offset:
+                    await lane.moved.wait()
+        except TimeoutError:
+            raise UnavailableError(
+                f"the event log {self._servers.name!r} does not give what was written", mend="try again"
+            ) from None
+
+    async def _history(self, request: bytes, number: int, lane: _Lane) -> Fold:
+        """Read a request's events from the lane's records, and keep them at hand."""
+        partition = self._partitions[number]
+        async with self._looker() as looker:
+            fold = await self._fold(
+                looker, request, number, await _start(looker, partition, _began_ms(request))
+            )
+            if fold.first > 0 and not fold.forgotten:
+                # Its clock was before the broker's by more than is usual.
+                fold = await self._fold(looker, request, number, await _start(looker, partition, None))
+        if fold.events:
+            self._let_go(lane, request)
+            lane.folds[request] = fold
+            self._grow(len(fold.events))
+        return fold
+
+    async def _fold(
+        self,
+        looker: Any,  # noqa: ANN401 - the client's types are unknown
+        request: bytes,
+        number: int,
+        position: int,
+    ) -> Fold:
+        fold, lane, partition = Fold(), self._lanes[number], self._partitions[number]
+        looker.assign([partition])
+        looker.seek(partition, position)
+        # The reading at the end goes on meanwhile. What is taken here before it comes there is ignored there.
+        while position < lane.position:
+            found = await looker.getmany(partition, timeout_ms=1000)
+            for record in found.get(partition, ()):
+                for piece in unpacked(record.key, record.value):
+                    if piece.request == request:
+                        fold.take(piece)
+            position = await looker.position(partition)
+        looker.unsubscribe()
+        return fold
+
+    @contextlib.asynccontextmanager
+    async def _looker(self) -> AsyncGenerator[Any]:
+        """Give a consumer for looking back; few do at once."""
+        looker = await self._lookers.get()
+        try:
+            with self._servers.explained():
+                yield looker
+        finally:
+            self._lookers.put_nowait(looker)
+
+    async def run(self) -> None:
+        """Read on in the lanes that are open, until cancelled."""
+        looked_at = time.monotonic()
+        while True:
+            try:
+                with self._servers.explained():
+                    found = cast(
+                        "dict[TopicPartition, list[Any]]", await self._consumer.getmany(timeout_ms=1000)
+                    )
+            except UnavailableError as error:
+                LOG.warning("the lanes of events cannot be read", reason=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            for partition, records in found.items():
+                self._take(self._lanes[partition.partition], records)
+            if time.monotonic() - looked_at > _IDLE_S / 6:
+                looked_at = time.monotonic()
+                self._close_idle(looked_at)
+
+    def _take(self, lane: _Lane, records: Sequence[Any]) -> None:
+        touched: set[bytes] = set()
+        for record in records:
+            if record.offset < lane.position:
+                continue
+            for piece in unpacked(record.key, record.value):
+                fold = lane.folds.pop(piece.request, None)
+                if fold is None:
+                    fold = Fold()
+                # Last in the order: those that are silent come first.
+                lane.folds[piece.request] = fold
+                self._count += fold.take(piece)
+                touched.add(piece.request)
+                if fold.forgotten:
+                    del lane.folds[piece.request]
+            lane.position = record.offset + 1
+        moved, lane.moved = lane.moved, asyncio.Event()
+        moved.set()
+        for request in touched:
+            signal = self._signals.pop(request, None)
+            if signal is not None:
+                signal.set()
+        self._grow(0)
+
+    def _grow(self, count: int) -> None:
+        """Count events at hand; where they are too many, let the longest silent requests of each lane go."""
+        self._count += count
+        while self._count > self._most:
+            fullest = max(self._lanes, key=lambda lane: len(lane.folds))
+            if not fullest.folds:
+                return
+            self._let_go(fullest, next(iter(fullest.folds)))
+
+    def _let_go(self, lane: _Lane, request: bytes) -> None:
+        fold = lane.folds.pop(request, None)
+        if fold is not None:
+            self._count -= len(fold.events)
+
+    def _close_idle(self, now: float) -> None:
+        for lane, partition in zip(self._lanes, self._partitions, strict=True):
+            if lane.opened and not lane.followers and now - lane.used_at > _IDLE_S:
+                lane.opened = False
+                self._consumer.pause(partition)
+                for request in list(lane.folds):
+                    self._let_go(lane, request)
+
+
+async def _start(looker: Any, partition: TopicPartition, since_ms: int | None) -> int:  # noqa: ANN401
+    """Return the first offset of a time, or of all."""
+    if since_ms is not None:
+        found = (await looker.offsets_for_times({partition: since_ms}))[partition]
+        if found is not None:
+            return int(found.offset)
+        return int((await looker.end_offsets([partition]))[partition])
+    return int((await looker.beginning_offsets([partition]))[partition])
+
+
+def _began_ms(request: bytes) -> int | None:
+    """Return when a request can have begun, in Unix ms: its id holds the time. ``None``: it does not."""
+    if request[6] >> 4 != _V7:
+        return None
+    return max(0, int.from_bytes(request[:6], "big") - _SKEW_MS)
