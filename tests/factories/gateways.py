@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from tokenweir.config import child_environment
 
-START_S = 60.0
+START_S = 180.0
 
 
 class GatewayProcess:
@@ -103,8 +103,8 @@ def gateway(settings: str = "") -> Generator[GatewayProcess]:
     """Run a gateway with these settings."""
     with tempfile.TemporaryDirectory(prefix="weir-gateway-") as home:
         process = GatewayProcess(Path(home), settings)
-        process.start()
         try:
+            process.start()
             yield process
         finally:
             process.stop(signal.SIGKILL)

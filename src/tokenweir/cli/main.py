@@ -41,6 +41,14 @@ COMMANDS = {
     "users": Entry("tokenweir.cli.users:command", "Add, list and disable users; teams and tiers."),
     "quotas": Entry("tokenweir.cli.quotas:command", "Set and list limits; prove the counters."),
     "usage": Entry("tokenweir.cli.usage:command", "Show what was used, from the ledger; CSV for billing."),
+    "worker": Entry(
+        "tokenweir.cli.worker:command", "Take queued requests to the endpoints, apart from a gateway."
+    ),
+    "collector": Entry(
+        "tokenweir.cli.collector:command", "Settle ended requests and call webhooks, apart from a gateway."
+    ),
+    "notifier": Entry("tokenweir.cli.notifier:command", "Stream events of requests, apart from a gateway."),
+    "queue": Entry("tokenweir.cli.queue:command", "Look at the queue and its dead letters; rotate its keys."),
     "bench": Entry(
         "tokenweir.cli.bench:command", "Measure a served model with a client that states its own error."
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -78,6 +78,7 @@ class RequestUpkeep(Protocol):
         ...
 
 
+@runtime_checkable
 class Resealing(Protocol):
     """Changing the key that bodies and logs are sealed with."""
 

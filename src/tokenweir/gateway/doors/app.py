@@ -41,6 +41,7 @@ class App:
         try:
             found = find(call.method, call.path)
             route, call.part = found.path, found.part
+            door.need(route)
             await found.handler(door, call)
             if not call.begun:
                 call.status = _GONE

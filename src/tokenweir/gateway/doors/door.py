@@ -7,6 +7,7 @@ import secrets
 import msgspec
 
 from tokenweir.asgi.call import Call
+from tokenweir.asgi.problems import UnknownPathError
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
@@ -33,7 +34,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Door:
-    """The keyring, the direct path, the limits, the counters and the clock."""
+    """What handlers have at hand. ``only`` names the paths that there are, if not all."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Door:
         clock: Clock,
         limits: Limits | None = None,
         queued: Queued | None = None,
+        only: frozenset[str] = frozenset(),
     ) -> None:
         self.keyring = keyring
         self.direct = direct
@@ -51,11 +53,19 @@ class Door:
         self.clock = clock
         self.limits = limits or Limits()
         self.queued = queued
+        self.only = only
         self.queued_metrics = QueuedMetrics(metrics.registry)
         self.streams = Streams(keyring, most=self.limits.event_streams)
         self.in_flight = 0
         self.draining = False
         self.started_s = clock.wall_ns() // 1_000_000_000
+
+    def need(self, route: str) -> None:
+        """Raise UnknownPathError where this door has not the path."""
+        if self.only and route not in self.only:
+            raise UnknownPathError(
+                f"there is no {route!r} here", mend=f"the paths are {', '.join(sorted(self.only))}"
+            )
 
     @staticmethod
     def key_of(call: Call) -> str:

@@ -219,7 +219,7 @@ async def serve(door: Door, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer an upgrade: refuse it with OpenAI's error, or serve the socket until it closes."""
     await receive()
     try:
-        if scope["path"] != PATH:
+        if scope["path"] != PATH or door.only:
             raise UnknownPathError(f"there is no WebSocket at {scope['path']!r}", mend=f"it is at {PATH}")
         queued(door)
         key, offered = _key_of(scope)

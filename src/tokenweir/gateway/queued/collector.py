@@ -60,6 +60,9 @@ class LocalEnds:
     async def _tell(
         self, record: RequestRecord, job: Job, events: tuple[Event, ...] | list[Event]
     ) -> Job | None:
+        if not self._webhooks.policy.secret:
+            # They were switched off after the request was taken on.
+            return None
         if record.ended_at is None:
             record = await self._reading.record(record.request)
         told = self._reading.told(record, events)
@@ -144,11 +147,16 @@ class Collector:
         except (UnavailableError, DiskFullError) as error:
             # It stays unacknowledged, and comes again with the next connection to the queue.
             _LOG.warning("an end waits for its store", reason=str(error))
-        except WeirError as error:
-            await self._results.bury(delivery, str(error))
-        except Exception:  # noqa: BLE001 - the collector's boundary: the end is kept among the dead letters
+        except Exception as error:  # noqa: BLE001 - the collector's boundary: the end is kept among the dead letters
             _LOG.exception("an end cannot be collected", request=delivery.job.request.hex())
-            await self._results.bury(delivery, "internal error; see the log")
+            await self._bury(delivery, f"{type(error).__name__}: {error}")
+
+    async def _bury(self, delivery: Delivery, error: str) -> None:
+        try:
+            await self._results.bury(delivery, error)
+        except (UnavailableError, DiskFullError) as away:
+            # It stays unacknowledged, and comes again.
+            _LOG.warning("the queue of results is away", reason=str(away))
 
     async def _end(self, job: Job) -> Job | None:
         record = await self._requests.get(job.request)

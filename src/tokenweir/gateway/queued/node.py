@@ -124,29 +124,31 @@ class Workshop:
             stores.requests, stores.jobs, every_ns=policy.sweep_ns, again_ns=10 * policy.lease_ns
         )
 
-    async def run(self, *, sweeps: bool = True) -> None:
-        """Work until cancelled."""
+    async def run(self, *, collects: bool = False) -> None:
+        """Work until cancelled; with ``collects`` also take ends from the queue of results, where there is one."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._finisher.run())
             group.create_task(self.worker.run(jobs=self._policy.works))
-            if sweeps:
-                group.create_task(self._sweeper.run())
+            group.create_task(self._sweeper.run())
+            if collects and self.stores.results is not None:
+                group.create_task(self._collector(self.stores.results).run())
 
     async def collect(self) -> None:
-        """Collect ends from the queue of results, until cancelled. Raises UnavailableError where there is none."""
-        stores = self.stores
-        if stores.results is None:
+        """Take ends from the queue of results alone, until cancelled. Raises UnavailableError where there is none."""
+        if self.stores.results is None:
             raise UnavailableError("these stores have no queue of results")
-        collector = Collector(
-            stores.results,
-            requests=stores.requests,
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._finisher.run())
+            group.create_task(self._collector(self.stores.results).run())
+
+    def _collector(self, results: Jobs) -> Collector:
+        return Collector(
+            results,
+            requests=self.stores.requests,
             events=self.events,
             reading=self.reading,
             ends=self.ends,
         )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._finisher.run())
-            group.create_task(collector.run())
 
     async def drain(self) -> None:
         """Take no more jobs and finish those in hand."""
@@ -184,11 +186,11 @@ class Queued(Workshop):
         self.takes_webhooks = bool(policy.webhooks.secret)
         self.depth: QueueDepth | None = None
 
-    async def run(self, *, sweeps: bool = True) -> None:
+    async def run(self, *, collects: bool = False) -> None:
         """Accept and work until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.accepting.run())
-            group.create_task(super().run(sweeps=sweeps))
+            group.create_task(super().run(collects=collects or self._policy.works))
 
     async def measure(self) -> QueueDepth | None:
         """Return how the queue stands, or as it stood when it could last be asked."""

@@ -25,6 +25,7 @@ from tokenweir.core.errors import WeirError
 _PORTS: Final = {"http": 80, "https": 443}
 _GOOD: Final = range(200, 300)
 _HEAD_BYTES: Final = 16 << 10
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class WebhookError(WeirError):
@@ -129,8 +130,12 @@ def signature(secret: bytes, event_id: str, stamp: str, body: bytes) -> str:
 
 def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    found = mapped or found
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        if inner is None and found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+        # What leads to an address of the old kind is as public as that one.
+        found = inner or found
     return found.is_global and not found.is_multicast
 
 

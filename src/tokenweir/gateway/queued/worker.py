@@ -176,6 +176,8 @@ class Worker:
         self._working += 1
         try:
             await work()
+        except Exception:  # noqa: BLE001 - the worker's boundary: what is unacknowledged or leased is found again
+            _LOG.exception("a piece of work was left")
         finally:
             self._working -= 1
             self._rest.set()

@@ -1,0 +1,73 @@
+"""Wires the processes that share stores: workers and collectors beside gateways."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from tokenweir.app import Settings
+from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy
+from tokenweir.backends.registry import backend
+from tokenweir.core.clock import SystemClock
+from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.endpoints.health import HealthWatch
+from tokenweir.gateway.endpoints.pool import Endpoint, Pool
+from tokenweir.gateway.endpoints.upstream import Origin, UpstreamClient
+from tokenweir.gateway.metering.estimate import UsualOutput
+from tokenweir.gateway.metering.prices import Price, PriceTable
+from tokenweir.gateway.metering.settling import Settler
+from tokenweir.gateway.queued.node import Metering, Workshop
+from tokenweir.gateway.queued.processes import Bench, Opener
+
+
+def need_shared(settings: Settings, what: str) -> None:
+    """Raise ConfigError where the stores belong to one process."""
+    if settings.stores.gateway.startswith("sqlite:"):
+        raise ConfigError(
+            f"weir {what} cannot work on {settings.stores.gateway!r}, which one process alone may write",
+            mend=f"run weir up, which holds the {what}, or set stores that several processes share",
+        )
+
+
+def bench_opener(settings: Settings, what: str) -> Opener:
+    """Return what opens the parts of a worker or collector. Raises ConfigError for settings that cannot be used."""
+    need_shared(settings, what)
+    if what == "worker" and not settings.endpoints:
+        raise ConfigError("no endpoint is configured", mend="add an [[endpoints]] table")
+    facts = [(endpoint_facts(endpoint), endpoint.url) for endpoint in settings.endpoints]
+    controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in settings.endpoints}}
+    policy = queued_policy(settings)
+    gateway = settings.gateway
+    prices = PriceTable(
+        [
+            Price(model=each.model, input=each.input, output=each.output, cached=each.cached)
+            for each in gateway.prices
+        ],
+        currency=gateway.currency,
+    )
+
+    @contextlib.asynccontextmanager
+    async def open_bench() -> AsyncGenerator[Bench]:
+        async with open_stores(settings) as stores:
+            if stores.queued is None:
+                raise ConfigError("these stores have no queue", mend="set stores that hold one")
+            pool = Pool(
+                [
+                    Endpoint(
+                        each, UpstreamClient(Origin.parse(url), connections=gateway.endpoint_connections)
+                    )
+                    for each, url in facts
+                ]
+            )
+            settler = Settler(stores.ledger, stores.quota)
+            metering = Metering(
+                settler=settler,
+                usual=UsualOutput(default_tokens=gateway.default_output_tokens),
+                prices=prices,
+                quota=stores.quota,
+            )
+            shop = Workshop(stores.queued, pool, metering, policy=policy, clock=SystemClock())
+            health = HealthWatch(pool, controls, interval_ns=gateway.health_interval)
+            yield Bench(shop, settler=settler, pool=pool, health=health)
+
+    return open_bench

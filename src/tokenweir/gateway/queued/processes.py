@@ -1,0 +1,103 @@
+"""The worker and the collector as processes of their own, over stores that several processes may share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from tokenweir.asgi.stopping import Stop, first_of
+from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.endpoints.health import HealthWatch
+from tokenweir.gateway.endpoints.pool import Pool
+from tokenweir.gateway.metering.settling import Settler
+from tokenweir.gateway.queued.node import Workshop
+
+Opener = Callable[[], contextlib.AbstractAsyncContextManager["Bench"]]
+
+
+class Bench:
+    """A workshop with what it needs beside: endpoints that are looked after, and the settler."""
+
+    def __init__(self, shop: Workshop, *, settler: Settler, pool: Pool, health: HealthWatch) -> None:
+        self.shop = shop
+        self.settler = settler
+        self.pool = pool
+        self.health = health
+
+
+def run_worker(open_bench: Opener, announce: Callable[[], None], *, drain_ns: int) -> None:
+    """Take queued requests to the endpoints, until SIGTERM or Ctrl-C; then finish what is in hand.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        CancelledError: it was stopped twice.
+    """
+
+    async def work(bench: Bench, stopped: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(bench.settler.run()),
+                group.create_task(bench.health.run()),
+                group.create_task(bench.shop.run()),
+            ]
+            announce()
+            await stopped.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_ns / 1e9):
+                    await bench.shop.drain()
+            for task in tasks:
+                task.cancel()
+
+    _run(open_bench, work)
+
+
+def run_collector(open_bench: Opener, announce: Callable[[], None]) -> None:
+    """Settle and file ended requests and call webhooks, until SIGTERM or Ctrl-C.
+
+    What is in hand is delivered again to the next collector. Raises as :func:`run_worker`.
+    """
+
+    async def work(bench: Bench, stopped: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(bench.settler.run()),
+                group.create_task(bench.shop.collect()),
+            ]
+            announce()
+            await stopped.wait()
+            for task in tasks:
+                task.cancel()
+
+    _run(open_bench, work)
+
+
+def _run(open_bench: Opener, work: Callable[[Bench, asyncio.Event], Awaitable[None]]) -> None:
+    async def main() -> None:
+        stop = Stop()
+        with stop.watching():
+            try:
+                async with stop.cancels(), open_bench() as bench:
+                    stop.ready()
+                    async with asyncio.TaskGroup() as group:
+                        working = group.create_task(_as_coroutine(work(bench, stop.once)))
+                        hurry = group.create_task(_hurry(stop, working))
+                        working.add_done_callback(lambda _: hurry.cancel())
+            except* Exception as errors:  # noqa: BLE001 - only taken out of their group
+                raise first_of(errors) from None
+        if stop.asked > 1:
+            raise CancelledError("stopped by the user, twice: what was in hand is left to the next process")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def _as_coroutine(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _hurry(stop: Stop, working: asyncio.Task[None]) -> None:
+    await stop.twice.wait()
+    working.cancel()
