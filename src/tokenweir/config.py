@@ -171,7 +171,9 @@ class StoreSettings(SettingsModel):
     quota: str = Field(
         default="", description="Quota counters: redis://…; by default they are in gateway's SQLite file."
     )
-    queue: str = Field(default="", description="Jobs: amqp://…; by default they are in gateway's SQLite file.")
+    queue: str = Field(
+        default="", description="Jobs: amqp://…; by default they are in gateway's SQLite file."
+    )
     events: str = Field(
         default="", description="Events: kafka://…; by default they are in gateway's SQLite file."
     )

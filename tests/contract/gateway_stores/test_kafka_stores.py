@@ -20,7 +20,6 @@ from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
 
-
 # A broker of one node takes a while to make 64.
 PARTITIONS = 4
 
