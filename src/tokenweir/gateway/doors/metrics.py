@@ -31,6 +31,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Finding a child by its labels costs more than counting; those that were found are kept.
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._used: dict[str, tuple[Counter, Counter, Counter]] = {}
         self._tokens = Counter(
             "weir_gateway_tokens",
             "Tokens charged, by model and kind (input, output, cached).",
@@ -64,8 +67,12 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
-        self._requests.labels(route, str(status)).inc()
-        self._duration.labels(route).observe(seconds)
+        found = self._answered.get((route, status))
+        if found is None:
+            found = self._requests.labels(route, str(status)), self._duration.labels(route)
+            self._answered[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def used(self, exchange: Exchange) -> None:
         """Count what a request used."""
@@ -73,10 +80,14 @@ class Metrics:
         if count is None:
             return
         model = exchange.body.model
-        self._tokens.labels(model, "input").inc(count.input_tokens)
-        self._tokens.labels(model, "output").inc(count.output_tokens)
+        found = self._used.get(model)
+        if found is None:
+            label = self._tokens.labels
+            found = self._used[model] = label(model, "input"), label(model, "output"), label(model, "cached")
+        found[0].inc(count.input_tokens)
+        found[1].inc(count.output_tokens)
         if count.cached_tokens:
-            self._tokens.labels(model, "cached").inc(count.cached_tokens)
+            found[2].inc(count.cached_tokens)
 
     def render(self, pool: Pool, *, in_flight: int, unsettled: int) -> bytes:
         """Return all of it as text."""

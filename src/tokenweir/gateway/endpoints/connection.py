@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, gone: Callable[[Connection], None]) -> None:
         self._gone = gone
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser: _Parser | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -40,6 +41,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._paused = False
         self._failure: EndpointError | None = None
+        self.due = 0.0
+        """By when, on the loop's clock, what is waited for has to come; 0 while nothing is waited for."""
         self.used = False
         """Whether an exchange has gone over it before."""
         self.begun = False
@@ -56,23 +59,24 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing() or self._failure is not None:
             raise UnreachableError("the server closed the connection")
-        self._parser = _parser(self)
+        if self._parser is None:
+            self._parser = _parser(self)
         self.status, self.headers, self.complete, self.reusable, self.begun = 0, [], False, False, False
         self._parts.clear()
         self._held = self._head_bytes = 0
         transport.write(data)
 
-    async def head(self) -> None:
-        """Wait for status and headers. Raises UnreachableError, ProtocolError."""
+    async def head(self, due: float) -> None:
+        """Wait for status and headers. Raises UnreachableError, ProtocolError, TimeoutError after ``due``."""
         while not self.status:
-            await self._more()
+            await self._more(due)
 
-    async def take(self) -> bytes:
+    async def take(self, due: float) -> bytes:
         """Return the body bytes that have come, waiting for some; empty at the end. Raises as :meth:`head`."""
         while not self._parts:
             if self.complete:
                 return b""
-            await self._more()
+            await self._more(due)
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._held = 0
@@ -96,14 +100,21 @@ class Connection(asyncio.Protocol):
         """Whether it can carry another exchange."""
         return self._transport is not None and not self._transport.is_closing() and self._failure is None
 
-    async def _more(self) -> None:
+    def expire(self) -> None:
+        """Tell who waits that it is due."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
+
+    async def _more(self, due: float) -> None:
         if self._failure is not None:
             raise self._failure
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
+        self.due = due
         try:
             await self._waiter
         finally:
             self._waiter = None
+            self.due = 0.0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -45,15 +45,32 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Endpoint:
     """An endpoint at work."""
 
-    __slots__ = ("breaker", "client", "facts", "in_flight", "well")
+    __slots__ = ("_heads", "breaker", "client", "facts", "in_flight", "well")
 
     def __init__(self, facts: EndpointFacts, client: UpstreamClient, policy: BreakerPolicy = _POLICY) -> None:
         self.facts = facts
         self.client = client
         self.breaker = Breaker(policy)
         self.in_flight = 0
+        self._heads: dict[bytes, bytes] = {}
         self.well = True
         """What the last health check said."""
+
+    def head(self, path: bytes) -> bytes:
+        """Return the head of a POST to one of our routes, up to the value of its last header, content-length."""
+        head = self._heads.get(path)
+        if head is None:
+            origin, authorization = self.client.origin, self.facts.authorization
+            lines = [
+                b"POST %b%b HTTP/1.1" % (origin.base.encode(), path),
+                b"host: " + origin.authority.encode(),
+                b"content-type: application/json",
+                b"accept-encoding: identity",
+                *((b"authorization: " + authorization.encode(),) if authorization else ()),
+                b"content-length: ",
+            ]
+            head = self._heads[path] = b"\r\n".join(lines)
+        return head
 
     def load(self) -> float:
         """Return what is in flight for its weight."""
@@ -103,10 +120,13 @@ class Pool:
             NotFoundError: no endpoint serves the model.
             OverloadedError: all that serve it are out, or full.
         """
-        self.need(model)
+        serving = self._by_model.get(model)
+        if serving is None:
+            self.need(model)
+            serving = []
         candidates = [
             endpoint
-            for endpoint in self._by_model[model]
+            for endpoint in serving
             if endpoint not in tried
             and (not endpoint.facts.pool or endpoint.facts.pool == pool)
             and endpoint.may_be_asked(now_ns)
@@ -117,13 +137,7 @@ class Pool:
                 mend="try again shortly",
                 retry_after_ns=self._soonest(model, now_ns),
             )
-        chosen = min(
-            candidates,
-            key=lambda endpoint: (
-                endpoint.facts.order + (0 if endpoint.well else _FALLBACK),
-                endpoint.load(),
-            ),
-        )
+        chosen = candidates[0] if len(candidates) == 1 else min(candidates, key=_rank)
         chosen.in_flight += 1
         return chosen
 
@@ -156,3 +170,7 @@ class Pool:
             if (until := getattr(endpoint.breaker.state, "until_ns", 0)) > now_ns
         ]
         return min(times, default=1_000_000_000)
+
+
+def _rank(endpoint: Endpoint) -> tuple[int, float]:
+    return endpoint.facts.order + (0 if endpoint.well else _FALLBACK), endpoint.load()

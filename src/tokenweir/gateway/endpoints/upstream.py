@@ -59,6 +59,11 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     idle_ns: int = 120 * _SECOND_NS
 
 
+def _sweep_s(timeouts: Timeouts) -> float:
+    """Return how often to look whether an answer is due: often against the shortest wait, seldom against a second."""
+    return min(1.0, max(0.005, min(timeouts.head_ns, timeouts.idle_ns) / 16 / _SECOND_NS))
+
+
 class Answer:
     """An answer whose head has come. Leaving its ``async with`` gives the connection back, or closes it."""
 
@@ -81,10 +86,9 @@ class Answer:
             ProtocolError: what came is not HTTP.
         """
         if self._connection.complete or self._connection.held:
-            return await self._connection.take()
+            return await self._connection.take(0.0)
         try:
-            async with asyncio.timeout(self._client.timeouts.idle_ns / _SECOND_NS):
-                return await self._connection.take()
+            return await self._connection.take(self._client.due(self._client.timeouts.idle_ns))
         except TimeoutError:
             raise UnreachableError(
                 f"the server was silent for {self._client.timeouts.idle_ns / _SECOND_NS:g} s amid its answer"
@@ -137,6 +141,9 @@ class UpstreamClient:
         self._idle: list[Connection] = []
         self._open = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._busy: set[Connection] = set()
+        self._sweep_s = _sweep_s(self.timeouts)
+        self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def send(self, head: bytes, body: bytes) -> Answer:
@@ -154,8 +161,7 @@ class UpstreamClient:
             fresh = not connection.used
             try:
                 connection.begin(head + body)
-                async with asyncio.timeout(self.timeouts.head_ns / _SECOND_NS):
-                    await connection.head()
+                await connection.head(self.due(self.timeouts.head_ns))
             except UnreachableError:
                 self.give_back(connection)
                 if fresh or connection.begun:
@@ -171,23 +177,45 @@ class UpstreamClient:
             else:
                 return Answer(self, connection)
 
+    def due(self, timeout_ns: int) -> float:
+        """Return the instant, on the loop's clock, that is so far away; from now on somebody looks at that clock.
+
+        One timer looks after all connections, because one for each wait costs more than a whole relayed chunk.
+        A wait may take longer than allowed by a sixteenth.
+        """
+        loop = asyncio.get_running_loop()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._sweep_s, self._sweep)
+        return loop.time() + timeout_ns / _SECOND_NS
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in self._busy:
+            if 0.0 < connection.due <= now:
+                connection.expire()
+        self._sweeper = loop.call_later(self._sweep_s, self._sweep) if self._busy else None
+
     async def _connect(self) -> Connection:
-        await self._turn()
+        if self._open < self._most:
+            self._open += 1
+        else:
+            await self._turn()
         try:
             while self._idle:
                 connection = self._idle.pop()
                 if connection.open:
+                    self._busy.add(connection)
                     return connection
-            return await self._dial()
+            connection = await self._dial()
         except BaseException:
             self._release()
             raise
+        self._busy.add(connection)
+        return connection
 
     async def _turn(self) -> None:
         """Wait until one of the connections may be used."""
-        if self._open < self._most:
-            self._open += 1
-            return
         if len(self._waiting) >= self._most_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} requests wait for a connection to {self.origin.authority}",
@@ -236,6 +264,7 @@ class UpstreamClient:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose answer was taken whole; close another."""
+        self._busy.discard(connection)
         if connection.complete and connection.reusable and connection.open and not self._closed:
             self._idle.append(connection)
         else:
@@ -245,6 +274,8 @@ class UpstreamClient:
     def close(self) -> None:
         """Close the idle connections, and the others when their answers end."""
         self._closed = True
+        if self._sweeper is not None and not self._busy:
+            self._sweeper.cancel()
         for connection in tuple(self._idle):
             connection.close()
         self._idle.clear()
