@@ -27,8 +27,10 @@ class Batcher(Generic[T, R]):
         self._call = call
         self._name = name
         self._most, self._most_waiting = most, waiting
-        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._waiting: deque[tuple[T, asyncio.Future[R] | None]] = deque()
         self._filled = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -41,14 +43,26 @@ class Batcher(Generic[T, R]):
             OverloadedError: too many wait.
             Exception: what the call raised, to each whose item was in it.
         """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._put(item, future)
+        return await future
+
+    def post(self, item: T) -> None:
+        """Have the call made for ``item``, whose answer nobody waits for. Raises OverloadedError: too many wait."""
+        self._put(item, None)
+
+    async def drained(self) -> None:
+        """Return once nothing waits and no call is on its way."""
+        await self._idle.wait()
+
+    def _put(self, item: T, future: asyncio.Future[R] | None) -> None:
         if len(self._waiting) >= self._most_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} requests wait for the {self._name}", mend="try again shortly"
             )
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
+        self._idle.clear()
         self._filled.set()
-        return await future
 
     async def run(self) -> None:
         """Call with what waits, again and again; cancelled, it fails what still waits."""
@@ -58,10 +72,12 @@ class Batcher(Generic[T, R]):
                 while self._waiting:
                     await self._flush()
                 self._filled.clear()
+                self._idle.set()
         finally:
             while self._waiting:
                 _, future = self._waiting.popleft()
-                future.cancel()
+                if future is not None:
+                    future.cancel()
 
     async def _flush(self) -> None:
         count = min(self._most, len(self._waiting))
@@ -71,13 +87,14 @@ class Batcher(Generic[T, R]):
             answers = await self._call([item for item, _ in batch])
         except asyncio.CancelledError:
             for _, future in batch:
-                future.cancel()
+                if future is not None:
+                    future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - it is told to each who asked
             for _, future in batch:
-                if not future.done():
+                if future is not None and not future.done():
                     future.set_exception(error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(answer)

@@ -13,7 +13,6 @@ from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import CancelledError
-from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
@@ -23,13 +22,14 @@ from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
 from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClient
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import Price, PriceTable
+from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.gateway.metering.settling import Reaper, Settler
 from tokenweir.gateway.queued.node import Metering, Queued, QueuedPolicy, QueuedStores
 from tokenweir.gateway.settings import Settings
 from tokenweir.ports.access import Keyring
 from tokenweir.ports.backend import Control
 from tokenweir.ports.ledger import Ledger
-from tokenweir.ports.quota import QuotaStore, Reserve, Reserved
+from tokenweir.ports.quota import QuotaStore
 
 
 class Stores(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,10 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind."""
+    """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind.
+
+    ``only`` names the paths of the door, if not all.
+    """
 
     settings: Settings
     stores: Stores
@@ -49,6 +52,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: Sequence[tuple[EndpointFacts, str]] = ()
     controls: Mapping[str, Control] = {}
     queued: QueuedPolicy = QueuedPolicy()
+    only: frozenset[str] = frozenset()
 
 
 class Gateway:
@@ -65,7 +69,7 @@ class Gateway:
             ],
             currency=settings.currency,
         )
-        self._reserving: Batcher[Reserve, Reserved] = Batcher(node.stores.quota.reserve, name="quota")
+        self._reserving = Reservations(node.stores.quota)
         self._settler = Settler(node.stores.ledger, node.stores.quota)
         self._reaper = Reaper(node.stores.quota, self._settler, prices, clock)
         self._health = HealthWatch(self.pool, node.controls, interval_ns=settings.health_interval)
@@ -80,6 +84,7 @@ class Gateway:
             policy=RelayPolicy(attempts=settings.attempts, lease_ns=settings.reservation_lease),
         )
         self._works = node.queued.works
+        self._leaving = asyncio.Event()
         self.queued = (
             None
             if node.stores.queued is None
@@ -104,6 +109,7 @@ class Gateway:
                 heartbeat_ns=settings.heartbeat,
             ),
             queued=self.queued,
+            only=node.only,
         )
         self._server = HttpServer(
             App(self._door),
@@ -137,13 +143,18 @@ class Gateway:
             try:
                 async with asyncio.TaskGroup() as front:
                     front.create_task(self._server.serve())
+                    front.create_task(self._leave())
                     try:
                         await self._health.look()
                         yield
                     finally:
                         self._door.draining = True
-                        front.create_task(self._leave())
+                        self._leaving.set()
                         self._server.close()
+                # Nobody waits for the ends of streams; they are written all the same.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._drain_s):
+                        await self._settler.drained()
             finally:
                 for task in tasks:
                     task.cancel()
@@ -151,7 +162,8 @@ class Gateway:
                     endpoint.client.close()
 
     async def _leave(self) -> None:
-        """Finish the queued requests in hand, then end the streams: their readers come back."""
+        """When asked to leave, finish the queued requests in hand, then end the streams: their readers come back."""
+        await self._leaving.wait()
         if self.queued is not None and self._works:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_s):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -90,6 +90,27 @@ class QuotaStore(Protocol):
 
     async def expired(self, limit: int) -> Sequence[OpenReservation]:
         """Return up to ``limit`` open reservations whose lease has run out, oldest first."""
+        ...
+
+
+@runtime_checkable
+class HoldingQuota(QuotaStore, Protocol):
+    """A quota store within the process, over the ledger's own database.
+
+    It decides without waiting, and writes while the request is worked on: nothing of an answer may be sent before
+    what was held for it is kept, or settled. A row of the ledger settles its counters as well.
+    """
+
+    def hold(self, wanted: Reserve) -> Reserved | None:
+        """Reserve at once for a request that nobody has seen before; ``None``: only :meth:`reserve` can tell."""
+        ...
+
+    def held(self, request: bytes) -> bool:
+        """Whether what was held for a request would not outlive the process yet."""
+        ...
+
+    async def keep(self, request: bytes) -> None:
+        """Return once what was held for a request would outlive the process."""
         ...
 
 

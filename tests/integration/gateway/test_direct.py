@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +268,7 @@ def test_a_killed_gateway_charges_the_estimate_of_what_was_open(sim: SimProcess)
         with ThreadPoolExecutor(1) as thread:
             hanging = thread.submit(lambda: ask(door.client(key), model="stuck", tokens=50))
             assert stuck_has_it(stuck)
+            assert is_reserved(door)
             door.stop(signal.SIGKILL)
             with pytest.raises(openai.APIConnectionError):
                 hanging.result(30)
@@ -285,6 +288,14 @@ def stuck_has_it(sim: SimProcess) -> bool:
         if truth["running"] or truth["waiting"]:
             return True
     return False
+
+
+def is_reserved(door: GatewayProcess) -> bool:
+    """Wait until a reservation is in the file: it is written while the endpoint works."""
+    with contextlib.closing(sqlite3.connect(f"file:{door.home / 'gateway.db'}?mode=ro", uri=True)) as file:
+        return any(
+            file.execute("SELECT count(*) FROM gateway_reservations").fetchone()[0] for _ in range(100_000)
+        )
 
 
 def wait_for_rows(door: GatewayProcess, count: int) -> list[list[str]]:

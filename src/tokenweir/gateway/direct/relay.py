@@ -17,17 +17,17 @@ from tokenweir.core.errors import (
     UnreachableError,
 )
 from tokenweir.core.quota import Amounts
-from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.direct.body import RequestBody, for_upstream, read
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
+from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.gateway.metering.settling import Settler
 from tokenweir.gateway.metering.usage import StreamMeter, TokenCount, usage_of
 from tokenweir.ports.access import Caller
 from tokenweir.ports.ledger import Charge, Ending, LedgerRow, UsageSource
-from tokenweir.ports.quota import Denied, Granted, Headroom, Reserve, Reserved
+from tokenweir.ports.quota import Denied, Granted, Headroom, Reserve
 
 _OK: Final = 200
 _SERVER_ERROR: Final = 500
@@ -43,6 +43,10 @@ class Sink(Protocol):
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Send the head."""
+        ...
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send all of an answer; its length is told."""
         ...
 
     async def write(self, piece: bytes) -> None:
@@ -77,6 +81,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     endpoint: str = ""
     count: TokenCount | None = None
     chunks: int = 0
+    held: bool = False
+    settled: bool = False
     answered: bool = False
     relayed: bool = False
     ending: Ending = "failed"
@@ -89,7 +95,7 @@ class Direct:
         self,
         pool: Pool,
         *,
-        reserving: Batcher[Reserve, Reserved],
+        reserving: Reservations,
         settler: Settler,
         usual: UsualOutput,
         prices: PriceTable,
@@ -123,8 +129,14 @@ class Direct:
                 f"this key may not ask the model {body.model!r}",
                 mend=f"it may ask {', '.join(caller.models)}",
             )
-        granted = await self.reserve(caller, request, body)
-        exchange = Exchange(request=request, caller=caller, body=body, raw=raw, path=path, granted=granted)
+        self.settler.need()
+        wanted = self.wanted(caller, request, body)
+        reserved, held = await self._reserving.reserve(wanted)
+        if isinstance(reserved, Denied):
+            raise exceeded(reserved, wanted, self._clock.wall_ns())
+        exchange = Exchange(
+            request=request, caller=caller, body=body, raw=raw, path=path, granted=reserved, held=held
+        )
         try:
             await self._ask(exchange, sink)
         except asyncio.CancelledError:
@@ -132,16 +144,9 @@ class Direct:
             raise
         finally:
             # The caller may have gone, and this task with it: what was used is settled all the same.
-            await asyncio.shield(self.settler.settle(self._charge(exchange)))
+            if not exchange.settled:
+                self.settler.post(self._charge(exchange))
         return exchange
-
-    async def reserve(self, caller: Caller, request: bytes, body: RequestBody) -> Granted:
-        """Set the estimate of a request aside. Raises QuotaExceededError."""
-        wanted = self.wanted(caller, request, body)
-        reserved = await self._reserving.submit(wanted)
-        if isinstance(reserved, Denied):
-            raise exceeded(reserved, wanted, self._clock.wall_ns())
-        return reserved
 
     def wanted(self, caller: Caller, request: bytes, body: RequestBody) -> Reserve:
         """Return the reservation of a request: its prompt, and the output that its key and model usually use."""
@@ -209,10 +214,13 @@ class Direct:
         if answer.status == _OK:
             exchange.count = usage_of(whole)
             exchange.ending = "completed"
+        if exchange.ending == "completed" and self._unkept(exchange):
+            # Of what a crash cuts off, nothing was given that is not charged. The end is written in the
+            # reservation's stead: one row, where waiting for the reservation would cost another.
+            exchange.settled = True
+            await self.settler.settle(self._charge(exchange))
         exchange.relayed = True
-        headers.append((b"content-length", b"%d" % len(whole)))
-        await sink.begin(answer.status, headers)
-        await sink.end(whole)
+        await sink.whole(answer.status, headers, whole)
 
     async def _pass_stream(
         self, exchange: Exchange, answer: Answer, sink: Sink, headers: list[tuple[bytes, bytes]]
@@ -221,6 +229,8 @@ class Direct:
         headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
         try:
             piece = meter.feed(await answer.take())
+            if self._unkept(exchange):
+                await self._reserving.keep(exchange.request)
             exchange.relayed = True
             await sink.begin(_OK, headers)
             while True:
@@ -234,6 +244,10 @@ class Direct:
             await sink.end(meter.end())
         finally:
             exchange.count, exchange.chunks = meter.usage, meter.chunks
+
+    def _unkept(self, exchange: Exchange) -> bool:
+        """Whether a crash would forget what is set aside for the request."""
+        return exchange.held and self._reserving.held(exchange.request)
 
     def _charge(self, exchange: Exchange) -> Charge:
         caller, body, count = exchange.caller, exchange.body, exchange.count
@@ -275,18 +289,8 @@ class Direct:
 
 def _request(endpoint: Endpoint, exchange: Exchange) -> tuple[bytes, bytes]:
     """Return the head and body to send to an endpoint."""
-    facts, origin = endpoint.facts, endpoint.client.origin
-    body = for_upstream(exchange.raw, exchange.body, model=facts.upstream_model)
-    lines = [
-        b"POST %s%s HTTP/1.1" % (origin.base.encode(), exchange.path),
-        b"host: %s" % origin.authority.encode(),
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        b"accept-encoding: identity",
-    ]
-    if facts.authorization:
-        lines.append(b"authorization: " + facts.authorization.encode())
-    return b"\r\n".join(lines) + b"\r\n\r\n", body
+    body = for_upstream(exchange.raw, exchange.body, model=endpoint.facts.upstream_model)
+    return b"%b%d\r\n\r\n" % (endpoint.head(exchange.path), len(body)), body
 
 
 def exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
@@ -305,6 +309,8 @@ def exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
 def rate_headers(headroom: Sequence[Headroom], now: int) -> list[tuple[bytes, bytes]]:
     """Return OpenAI's rate headers: for requests and for tokens, the limit of which the smallest part is left."""
     headers: list[tuple[bytes, bytes]] = []
+    if not headroom:
+        return headers
     for unit in ("requests", "tokens"):
         found = [room for room in headroom if room.limit.unit == unit]
         if not found:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from tokenweir.core.clock import Clock
-from tokenweir.core.errors import DiskFullError, UnavailableError
+from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.ports.ledger import Charge, Ledger, LedgerRow
-from tokenweir.ports.quota import OpenReservation, QuotaStore, Settle
+from tokenweir.ports.quota import HoldingQuota, OpenReservation, QuotaStore, Settle
 from tokenweir.telemetry.logs import get_logger
 
 _LOG = get_logger("tokenweir.gateway.settling")
@@ -25,8 +25,10 @@ class Settler:
 
     def __init__(self, ledger: Ledger, quota: QuotaStore) -> None:
         self._ledger = ledger
-        self._quota = quota
+        # Counters beside the ledger follow its rows by themselves.
+        self._quota = None if isinstance(quota, HoldingQuota) else quota
         self._batcher: Batcher[Charge, bool] = Batcher(self._settle, name="ledger", waiting=262_144)
+        self._away: WeirError | None = None
 
     @property
     def waiting(self) -> int:
@@ -37,6 +39,19 @@ class Settler:
         """Settle a request; ``False``: it was settled before. Waits while the store is away, and loses nothing."""
         return await self._batcher.submit(charge)
 
+    def post(self, charge: Charge) -> None:
+        """Settle a request without waiting for it."""
+        self._batcher.post(charge)
+
+    async def drained(self) -> None:
+        """Return once all that was to be settled is."""
+        await self._batcher.drained()
+
+    def need(self) -> None:
+        """Raise what keeps the store from settling; nothing new should be begun that could not be charged."""
+        if self._away is not None:
+            raise self._away
+
     async def run(self) -> None:
         """Write what comes."""
         await self._batcher.run()
@@ -45,14 +60,17 @@ class Settler:
         while True:
             try:
                 written = await self._ledger.settle(batch)
-                await self._quota.settle(
-                    [Settle(request=charge.row.request, actual=charge.row.amounts()) for charge in batch]
-                )
+                if self._quota is not None:
+                    await self._quota.settle(
+                        [Settle(request=charge.row.request, actual=charge.row.amounts()) for charge in batch]
+                    )
             except (UnavailableError, DiskFullError) as error:
                 # Both calls may be made again: the ledger takes a row once, and the counters a settlement once.
                 _LOG.warning("settling waits for its store", waiting=len(batch), reason=str(error))
+                self._away = error
                 await asyncio.sleep(_AGAIN_S)
             else:
+                self._away = None
                 return written
 
 

@@ -60,28 +60,27 @@ class _Piece(Generic[T]):
 class _Thread:
     """A thread with a connection of its own, fed through a bounded queue."""
 
-    def __init__(self, path: Path, *, writes: bool, undone: Callable[[], None]) -> None:
+    def __init__(self, path: Path, *, writes: bool, ended: Callable[[bool], None]) -> None:
         self._path = path
         self._writes = writes
-        self._undone = undone
-        self._pieces: queue.Queue[_Piece[object] | None] = queue.Queue(_WAITING)
+        self._ended = ended
+        self._pieces: queue.SimpleQueue[_Piece[object] | None] = queue.SimpleQueue()
         self._synchronous = ""
         self._thread = threading.Thread(
             target=self._run, name="gateway-db-writer" if writes else "gateway-db-reader", daemon=True
         )
         self._thread.start()
 
-    async def do(self, work: Work[T], *, durable: bool = False) -> T:
-        """Have work done and return what it returns."""
-        piece = _Piece(work, durable=durable)
-        try:
-            self._pieces.put_nowait(cast("_Piece[object]", piece))
-        except queue.Full:
+    def post(self, work: Work[T], *, durable: bool = False) -> asyncio.Future[T]:
+        """Have work done; the future is for what it returns."""
+        if self._pieces.qsize() >= _WAITING:
             raise UnavailableError(
                 f"{_WAITING} pieces of work wait for the database {str(self._path)!r}",
                 mend="try again shortly; the disk is slower than what is asked of it",
-            ) from None
-        return await piece.future
+            )
+        piece = _Piece(work, durable=durable)
+        self._pieces.put(cast("_Piece[object]", piece))
+        return piece.future
 
     def close(self) -> None:
         """Finish what waits and end."""
@@ -136,8 +135,9 @@ class _Thread:
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            self._undone()
+            self._ended(False)  # noqa: FBT003 - its one argument
             raise
+        self._ended(True)  # noqa: FBT003 - its one argument
 
     def _set_durability(self, wanted: str, connection: sqlite3.Connection) -> None:
         if wanted != self._synchronous:
@@ -206,13 +206,16 @@ class Database:
             upgrade(engine, scripts=SCRIPTS, branch=BRANCH)
         finally:
             engine.dispose()
-        self._undo: list[Callable[[], None]] = []
-        self._writer = _Thread(self.path, writes=True, undone=self._undone) if writes else None
-        self._reader = _Thread(self.path, writes=False, undone=lambda: None)
+        self._watchers: list[Callable[[bool], None]] = []
+        self._writer = _Thread(self.path, writes=True, ended=self._ended) if writes else None
+        self._reader = _Thread(self.path, writes=False, ended=lambda _: None)
 
-    def on_undone(self, forget: Callable[[], None]) -> None:
-        """Have ``forget`` called, in the writing thread, when a transaction is undone: what it cached may be wrong."""
-        self._undo.append(forget)
+    def on_end(self, ended: Callable[[bool], None]) -> None:
+        """Have ``ended`` called, in the writing thread, after each transaction with whether it was committed.
+
+        After one that was undone, what was cached of it is wrong.
+        """
+        self._watchers.append(ended)
 
     async def write(self, work: Work[T], *, durable: bool = False) -> T:
         """Do ``work`` in a transaction and return its result once it is committed.
@@ -226,11 +229,17 @@ class Database:
         """
         if self._writer is None:
             raise UnavailableError(f"the database {str(self.path)!r} is open for reading alone")
-        return await self._writer.do(work, durable=durable)
+        return await self._writer.post(work, durable=durable)
+
+    def post(self, work: Work[T]) -> asyncio.Future[T]:
+        """Do as :meth:`write`, and let the caller go on meanwhile."""
+        if self._writer is None:
+            raise UnavailableError(f"the database {str(self.path)!r} is open for reading alone")
+        return self._writer.post(work)
 
     async def read(self, work: Work[T]) -> T:
         """Do ``work``, which reads, beside the writer. Raises UnavailableError."""
-        return await self._reader.do(work)
+        return await self._reader.post(work)
 
     def close(self) -> None:
         """Finish what waits and close the file."""
@@ -240,6 +249,6 @@ class Database:
         if self._lock is not None:
             self._lock.close()
 
-    def _undone(self) -> None:
-        for forget in self._undo:
-            forget()
+    def _ended(self, committed: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        for ended in self._watchers:
+            ended(committed)

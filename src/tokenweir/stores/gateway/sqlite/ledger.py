@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from typing import Final, Literal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -13,14 +13,18 @@ from tokenweir.ports.ledger import Charge, LedgerFilter, LedgerRow, LedgerTotal
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 
+T = TypeVar("T")
+
 _COLUMNS: Final = (
     "request, key_id, user_id, team_id, model, endpoint, at, settled_at, input_tokens, output_tokens,"
     " cached_tokens, cost, currency, source, ending"
 )
-_INSERT: Final = (
-    f"INSERT INTO gateway_ledger ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - own words
-    " ON CONFLICT DO NOTHING"
+_END: Final = (
+    "UPDATE gateway_requests SET ended_at = ?, last_seq = ?, log = ? WHERE request = ? AND ended_at IS NULL"
 )
+_AT_ONCE: Final = (64, 16, 4, 1)
+"""Rows in one statement. Each statement gives the interpreter's lock away and has to get it back from the event
+loop; a few sizes, because each is a statement to prepare."""
 _PAGE: Final = 1000
 
 
@@ -33,26 +37,31 @@ class SqliteLedger:
 
     async def settle(self, batch: Sequence[Charge]) -> Sequence[bool]:
         """Write each row and close its reservation in one transaction; ``False`` where a row exists."""
-        return await self._database.write(
-            lambda connection: [self._settle(connection, charge) for charge in batch]
-        )
+        return await self._database.write(lambda connection: self._settle(connection, batch))
 
-    def _settle(self, connection: sqlite3.Connection, charge: Charge) -> bool:
-        row = charge.row
-        if charge.last_seq >= 0:
-            # Also where the reaper has charged it meanwhile: a request that has ended must not be worked on again.
-            connection.execute(
-                "UPDATE gateway_requests SET ended_at = ?, last_seq = ?, log = ? WHERE request = ?"
-                " AND ended_at IS NULL",
-                (row.settled_at, charge.last_seq, charge.log, row.request),
-            )
-        values = msgspec.structs.astuple(row)
-        if connection.execute(_INSERT, values).rowcount == 0:
-            return False
-        if not self._quota.close_now(connection, row.request, row.amounts()):
-            # Nothing was reserved: what was used counts all the same.
-            self._quota.counters.add((row.key, row.user, row.team), row.model, row.at, row.amounts())
-        return True
+    def _settle(self, connection: sqlite3.Connection, batch: Sequence[Charge]) -> list[bool]:
+        # Also where the reaper has charged it meanwhile: a request that has ended must not be worked on again.
+        ends = [
+            (charge.row.settled_at, charge.last_seq, charge.log, charge.row.request)
+            for charge in batch
+            if charge.last_seq >= 0
+        ]
+        if ends:
+            connection.executemany(_END, ends)
+        settled = _settled(connection, [charge.row.request for charge in batch])
+        rows: list[LedgerRow] = []
+        outcomes: list[bool] = []
+        for charge in batch:
+            outcomes.append(charge.row.request not in settled)
+            if outcomes[-1]:
+                settled.add(charge.row.request)
+                rows.append(charge.row)
+        _insert(connection, rows)
+        for row in rows:
+            if not self._quota.close_now(connection, row.request, row.amounts()):
+                # Nothing was reserved: what was used counts all the same.
+                self._quota.counters.add((row.key, row.user, row.team), row.model, row.at, row.amounts())
+        return outcomes
 
     async def rows(self, where: LedgerFilter) -> AsyncIterator[LedgerRow]:
         """Yield rows in the order of ``at``; bounded memory."""
@@ -92,6 +101,35 @@ class SqliteLedger:
             (msgspec.structs.replace(row, start_at=window_start(by, row.start_at)) for row in rows),
             key=lambda row: row.start_at,
         )
+
+
+def _settled(connection: sqlite3.Connection, requests: Sequence[bytes]) -> set[bytes]:
+    """Return those of the requests that have a row."""
+    found: set[bytes] = set()
+    for part in _parts(requests):
+        marks = ", ".join("?" * len(part))
+        query = f"SELECT request FROM gateway_ledger WHERE request IN ({marks})"  # noqa: S608 - own words
+        found.update(request for (request,) in connection.execute(query, part))
+    return found
+
+
+def _insert(connection: sqlite3.Connection, rows: Sequence[LedgerRow]) -> None:
+    marks = f"({', '.join('?' * len(LedgerRow.__struct_fields__))})"
+    for part in _parts(rows):
+        values = [value for row in part for value in msgspec.structs.astuple(row)]
+        connection.execute(
+            f"INSERT INTO gateway_ledger ({_COLUMNS}) VALUES {', '.join([marks] * len(part))}",  # noqa: S608 - own words
+            values,
+        )
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Divide items into as few parts as the sizes of statements allow."""
+    start = 0
+    while left := len(items) - start:
+        size = next(size for size in _AT_ONCE if size <= left)
+        yield items[start : start + size]
+        start += size
 
 
 def _condition(where: LedgerFilter) -> tuple[str, tuple[object, ...]]:

@@ -1,12 +1,14 @@
-"""Reservations as rows, counters in memory: exact under any concurrency, because one thread decides."""
+"""Reservations as rows, counters in memory: exact under any concurrency, because one lock is held to decide."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tokenweir.core.clock import Clock
+from tokenweir.core.errors import DiskFullError, UnavailableError
 from tokenweir.core.quota import Amounts, Limit
 from tokenweir.ports.quota import (
     Denied,
@@ -17,7 +19,8 @@ from tokenweir.ports.quota import (
     Reserved,
     Settle,
 )
-from tokenweir.stores.gateway.sqlite.counters import Counters, counted, decode_limits, encode_limits
+from tokenweir.stores.gateway.reporting import LOG
+from tokenweir.stores.gateway.sqlite.counters import Counters, Unwritten, decode_limits, encode_limits
 from tokenweir.stores.gateway.sqlite.database import Database
 
 _INSERT: Final = (
@@ -28,6 +31,9 @@ _CLOSE: Final = (
     "DELETE FROM gateway_reservations WHERE request = ?"
     " RETURNING key_id, user_id, team_id, model, at, requests, tokens, cost"
 )
+_GRACE_S: Final = 0.01
+"""How long a held reservation waits to be written: one that is settled by then is written as its end alone."""
+_AGAIN_S: Final = 0.5
 
 
 class SqliteQuota:
@@ -37,7 +43,50 @@ class SqliteQuota:
         self._database = database
         self._clock = clock
         self.counters = Counters()
-        database.on_undone(self.counters.forget)
+        self._flush: asyncio.TimerHandle | None = None
+        database.on_end(self.counters.ended)
+
+    def hold(self, wanted: Reserve) -> Reserved | None:
+        """Decide at once and write soon; ``None`` where a counter has to be counted first.
+
+        The counters are the same that the writing thread uses, so that both decide exactly. The row is written
+        within some hundredths of a second, unless the request has ended by then.
+        """
+        at = self._clock.wall_ns()
+        left = self.counters.hold(wanted, at)
+        if left is None:
+            return None
+        if isinstance(left, Headroom):
+            return Denied(request=wanted.request, short=left)
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(_GRACE_S, self._write_soon)
+        return Granted(request=wanted.request, at=at, headroom=left)
+
+    def held(self, request: bytes) -> bool:
+        """Whether what was held for a request is not written yet."""
+        return self.counters.pending(request)
+
+    async def keep(self, request: bytes) -> None:
+        """Return once what was held for a request would outlive the process."""
+        if self.counters.pending(request):
+            await self._database.write(self._write_unwritten)
+
+    def _write_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._flush = None
+
+        def written(done: asyncio.Future[None]) -> None:
+            failure = done.exception() if not done.cancelled() else None
+            if isinstance(failure, UnavailableError | DiskFullError):
+                LOG.warning("reservations wait for their store", reason=str(failure))
+                if self._flush is None:
+                    self._flush = loop.call_later(_AGAIN_S, self._write_soon)
+
+        if self.counters.any_pending:
+            self._database.post(self._write_unwritten).add_done_callback(written)
+
+    def _write_unwritten(self, connection: sqlite3.Connection) -> None:
+        connection.executemany(_INSERT, _rows(self.counters.write_all()))
 
     async def reserve(self, batch: Sequence[Reserve]) -> Sequence[Reserved]:
         """Reserve for each in order; the same request again gives the first answer and counts once."""
@@ -54,32 +103,19 @@ class SqliteQuota:
             " UNION ALL SELECT at FROM gateway_ledger WHERE request = ?1",
             (wanted.request,),
         ).fetchone()
-        if standing is not None:
+        unwritten = self.counters.unwritten(wanted.request)
+        if standing is not None or unwritten is not None:
             return Granted(
-                request=wanted.request, at=standing[0], headroom=self._left(connection, wanted.limits, at)
+                request=wanted.request,
+                at=standing[0] if unwritten is None else unwritten.at,
+                headroom=self._left(connection, wanted.limits, at),
             )
         short = self.counters.take(connection, wanted, at)
         if short is not None:
             return Denied(
                 request=wanted.request, short=short, headroom=self._left(connection, wanted.limits, at)
             )
-        estimate = wanted.estimate
-        connection.execute(
-            _INSERT,
-            (
-                wanted.request,
-                wanted.key,
-                wanted.user,
-                wanted.team,
-                wanted.model,
-                encode_limits(wanted.limits),
-                at,
-                at + wanted.lease_ns,
-                estimate.requests,
-                estimate.tokens,
-                estimate.cost,
-            ),
-        )
+        connection.executemany(_INSERT, _rows([Unwritten(wanted, at)]))
         return Granted(request=wanted.request, at=at, headroom=self._left(connection, wanted.limits, at))
 
     def _left(self, connection: sqlite3.Connection, limits: Sequence[Limit], at: int) -> tuple[Headroom, ...]:
@@ -93,25 +129,39 @@ class SqliteQuota:
 
     def close_now(self, connection: sqlite3.Connection, request: bytes, actual: Amounts) -> bool:
         """Replace a reservation by what was used, within the transaction at hand."""
-        row = connection.execute(_CLOSE, (request,)).fetchone()
-        if row is None:
-            return False
-        key, user, team, model, at, requests, tokens, cost = row
+        unwritten = self.counters.write(request)
+        if unwritten is not None:
+            wanted = unwritten.reserve
+            subjects, model, at, estimate = (
+                (wanted.key, wanted.user, wanted.team),
+                wanted.model,
+                unwritten.at,
+                wanted.estimate,
+            )
+        else:
+            row = connection.execute(_CLOSE, (request,)).fetchone()
+            if row is None:
+                return False
+            *subjects, model, at, requests, tokens, cost = row
+            estimate = Amounts(requests=requests, tokens=tokens, cost=cost)
         change = Amounts(
-            requests=actual.requests - requests, tokens=actual.tokens - tokens, cost=actual.cost - cost
+            requests=actual.requests - estimate.requests,
+            tokens=actual.tokens - estimate.tokens,
+            cost=actual.cost - estimate.cost,
         )
-        self.counters.add((key, user, team), model, at, change)
+        self.counters.add((subjects[0], subjects[1], subjects[2]), model, at, change)
         return True
 
     async def renew(self, requests: Sequence[bytes], lease_ns: int) -> None:
         """Let open reservations stand for ``lease_ns`` from now."""
         until = self._clock.wall_ns() + lease_ns
         rows = [(until, request) for request in requests]
-        await self._database.write(
-            lambda connection: connection.executemany(
-                "UPDATE gateway_reservations SET expires_at = ? WHERE request = ?", rows
-            )
-        )
+
+        def put_off(connection: sqlite3.Connection) -> None:
+            self._write_unwritten(connection)
+            connection.executemany("UPDATE gateway_reservations SET expires_at = ? WHERE request = ?", rows)
+
+        await self._database.write(put_off)
 
     async def expired(self, limit: int) -> Sequence[OpenReservation]:
         """Return up to ``limit`` open reservations whose lease has run out, oldest first."""
@@ -131,7 +181,7 @@ class SqliteQuota:
         """Count everything anew and return the number of counters."""
 
         def count(connection: sqlite3.Connection) -> int:
-            keys = [key for key, _ in self.counters.items()]
+            keys = [key for key, _, _ in self.counters.compared(connection)]
             self.counters.forget()
             return sum(1 for key in keys if self.counters.used(connection, key) >= 0)
 
@@ -144,8 +194,8 @@ class SqliteQuota:
             return [
                 f"{key.scope} {key.subject.hex()} {key.model or 'all models'}: {key.unit} in the {key.window}"
                 f" from {key.start_at}: the counter says {used}, the ledger {truth}"
-                for key, used in self.counters.items()
-                if used != (truth := counted(connection, key))
+                for key, used, truth in self.counters.compared(connection)
+                if used != truth
             ]
 
         return await self._database.write(compare)
@@ -172,3 +222,21 @@ def _open(row: tuple[bytes, bytes, bytes, bytes, str, bytes, int, int, int, int,
         at=at,
         expires_at=expires_at,
     )
+
+
+def _rows(reservations: Iterable[Unwritten]) -> Iterable[tuple[object, ...]]:
+    for each in reservations:
+        wanted, estimate = each.reserve, each.reserve.estimate
+        yield (
+            wanted.request,
+            wanted.key,
+            wanted.user,
+            wanted.team,
+            wanted.model,
+            encode_limits(wanted.limits),
+            each.at,
+            each.at + wanted.lease_ns,
+            estimate.requests,
+            estimate.tokens,
+            estimate.cost,
+        )
