@@ -23,6 +23,10 @@ NAMES = (
     "compare_million",
     "sim_ceiling",
     "decode",
+    "gateway_direct",
+    "gateway_streams",
+    "gateway_queued",
+    "gateway_start",
 )
 """Every benchmark, in the order of the tables in the documentation."""
 

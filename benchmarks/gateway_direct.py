@@ -1,0 +1,131 @@
+"""Requests relayed at once and not streamed: how many on one core, what one costs, and how much time it adds.
+
+LiteLLM's proxy, in an environment of its own, is asked the same of the same simulator in the same round. Both
+doors stand idle on the core while the other is measured.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmarks.gateway_load import Door, Load, drive, free_port, gateway, request, simulator
+from benchmarks.harness import SERVER_CORE, Figure, Result, measured
+from tokenweir.sim.process import SimProcess
+
+HERE = Path(__file__).parent
+PATH = "/v1/chat/completions"
+BODY = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
+SATURATED, PEER_SATURATED, ALONE = 64, 16, 1
+WINDOW_S = 3.0
+PEER_KEY = "sk-benchmark"
+PEER_START_S = 120.0
+
+FIGURES = (
+    Figure("requests", "requests/s", (), 9_000.0),
+    Figure("requests per CPU-second", "requests/CPU-s", (), 9_000.0),
+    Figure("CPU time of a request", "µs", ()),
+    Figure("latency p99, 64 in flight", "ms", ()),
+    Figure("added at p50, one in flight", "ms", (), 0.3, "lower"),
+    Figure("failed", "requests", (), 0.0, "lower"),
+    Figure("requests, times LiteLLM's", "×", (), 40.0),
+    Figure("LiteLLM: requests", "requests/s", ()),
+    Figure("LiteLLM: CPU time of a request", "µs", ()),
+    Figure("LiteLLM: added at p50, one in flight", "ms", ()),
+)
+
+
+def measure(rounds: int) -> Result:
+    """Measure our gateway and LiteLLM's proxy in turns."""
+    how = (
+        f"non-streamed chat of 8 tokens, {SATURATED} in flight ({PEER_SATURATED} for LiteLLM); the gateway has a core,"
+        " simulator and client the other"
+    )
+    command = peer_command()
+    with (
+        simulator(ttft="0us", itl="0us", connections=1024) as sim,
+        gateway(sim.url) as ours,
+        litellm(command, sim) as theirs,
+    ):
+        return measured("gateway_direct", how, rounds, lambda _: _round(sim, ours, theirs), FIGURES)
+
+
+def peer_command() -> Path:
+    """Return the command of LiteLLM, installed from the locked file on first use."""
+    home = HERE / "cache" / "litellm"
+    command = home / "bin" / "litellm"
+    if not command.exists():
+        print("  installing LiteLLM into its own environment, once", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        install = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        locked = ["--require-hashes", "-r", str(HERE / "requirements-gateway-peers.txt")]
+        subprocess.run([*install, "--disable-pip-version-check", *locked], check=True)
+    return command
+
+
+@contextmanager
+def litellm(command: Path, sim: SimProcess) -> Generator[Door]:
+    """Run LiteLLM's proxy with one worker, before the simulator, on the gateway's core."""
+    port = free_port()
+    settings = HERE / "cache" / "litellm.yaml"
+    settings.write_text(
+        "model_list:\n  - model_name: sim\n    litellm_params:\n      model: openai/sim\n"
+        f"      api_base: {sim.url}/v1\n      api_key: none\n"
+        f"general_settings:\n  master_key: {PEER_KEY}\n"
+    )
+    with (HERE / "cache" / "litellm.log").open("w") as log:
+        child = subprocess.Popen(
+            [str(command), "--config", str(settings), "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Nothing is to be looked up elsewhere, and no line is to be written for a request.
+            env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},  # noqa: TID251
+        )
+    os.sched_setaffinity(child.pid, {SERVER_CORE})
+    try:
+        _wait_until_alive(child, port)
+        yield Door(f"http://127.0.0.1:{port}", PEER_KEY, child.pid)
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def _wait_until_alive(child: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + PEER_START_S
+    while child.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError):
+            asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            asking.request("GET", "/health/liveliness")
+            if asking.getresponse().status == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError((HERE / "cache" / "litellm.log").read_text()[-2000:])
+
+
+def _round(sim: SimProcess, ours: Door, theirs: Door) -> Mapping[str, float]:
+    plain, _ = drive(sim.url, Load(request(PATH, BODY), ALONE, 1.0))
+    low, _ = drive(ours.url, Load(request(PATH, BODY, ours.key), ALONE, 1.0))
+    full, (cpu,) = drive(ours.url, Load(request(PATH, BODY, ours.key), SATURATED, WINDOW_S), doors=[ours])
+    peer_low, _ = drive(theirs.url, Load(request(PATH, BODY, theirs.key), ALONE, WINDOW_S))
+    peer, (peer_cpu,) = drive(
+        theirs.url, Load(request(PATH, BODY, theirs.key), PEER_SATURATED, WINDOW_S), doors=[theirs]
+    )
+    return {
+        "requests": full.rate,
+        "requests per CPU-second": full.answers / cpu,
+        "CPU time of a request": cpu / full.answers * 1e6,
+        "latency p99, 64 in flight": full.quantile_ms(0.99),
+        "added at p50, one in flight": low.quantile_ms(0.5) - plain.quantile_ms(0.5),
+        "failed": float(low.failures + full.failures),
+        "requests, times LiteLLM's": full.rate / peer.rate,
+        "LiteLLM: requests": peer.rate,
+        "LiteLLM: CPU time of a request": peer_cpu / peer.answers * 1e6,
+        "LiteLLM: added at p50, one in flight": peer_low.quantile_ms(0.5) - plain.quantile_ms(0.5),
+    }

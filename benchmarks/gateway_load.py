@@ -1,0 +1,261 @@
+"""What the gateway's benchmarks share: a gateway on a core of its own, and a client that costs little.
+
+The client speaks HTTP/1.1 over plain sockets and one epoll, because it has the other core together with the
+simulator. It reads of an answer what it needs to find its end, and nothing else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Unpack
+from urllib.parse import urlsplit
+
+from benchmarks.harness import CLIENT_CORE, SERVER_CORE, process_cpu, raise_descriptor_limit, weir
+from tokenweir.sim.process import SimFlags, SimProcess
+
+START_S = 60.0
+EMPTY_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Door:
+    """Something that answers OpenAI's requests: where, with which key, and the process whose CPU time counts."""
+
+    url: str
+    key: str
+    pid: int
+    ready_s: float = 0.0
+
+    @property
+    def cpu_s(self) -> float:
+        """The CPU seconds it has used."""
+        return process_cpu(self.pid)
+
+    @property
+    def rss_bytes(self) -> int:
+        """The memory it holds."""
+        return self._memory("VmRSS")
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """The most memory it has held."""
+        return self._memory("VmHWM")
+
+    def _memory(self, name: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests sent again and again over ``connections``, each as soon as its predecessor was answered.
+
+    A streamed answer counts by its chunks.
+    """
+
+    request: bytes
+    connections: int
+    seconds: float
+    ramp_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of a load: answers (or chunks) in the window, seconds of it, and each answer's latency in ns."""
+
+    answers: int
+    chunks: int
+    failures: int
+    seconds: float
+    latencies_ns: tuple[int, ...]
+
+    @property
+    def rate(self) -> float:
+        """Answers for a second."""
+        return self.answers / self.seconds
+
+    def quantile_ms(self, share: float) -> float:
+        """Return a quantile of the latency."""
+        ordered = sorted(self.latencies_ns)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+
+
+def simulator(**flags: Unpack[SimFlags]) -> SimProcess:
+    """Return a simulator on the client's core: the other belongs to the gateway alone."""
+    raise_descriptor_limit()
+    return SimProcess(cpus=frozenset({CLIENT_CORE}), **flags)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def gateway(
+    upstream: str, *, more: str = "", cwd: Path | None = None, patience_s: float = START_S
+) -> Generator[Door]:
+    """Run ``weir up`` before one endpoint, with a fresh database, on a core of its own.
+
+    At the end what is on its way has ``patience_s`` to finish.
+    """
+    raise_descriptor_limit()
+    with tempfile.TemporaryDirectory(prefix="weir-bench-gateway-") as scratch:
+        home = Path(scratch)
+        settings, ready, log = home / "weir.toml", home / "ready", home / "log"
+        settings.write_text(
+            f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{upstream}"\nmodel = "sim"\n{more}'
+        )
+        command = weir("--config", str(settings), "up", "--port", "0", "--ready-file", str(ready))
+        began = time.monotonic()
+        with log.open("w") as output:
+            child = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=cwd,
+                env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
+            )
+        os.sched_setaffinity(child.pid, {SERVER_CORE})
+        try:
+            while not (ready.exists() and ready.read_text().endswith("\n")):
+                if child.poll() is not None or time.monotonic() - began > START_S:
+                    raise RuntimeError(log.read_text())
+                time.sleep(0.005)
+            took = time.monotonic() - began
+            while "key " not in log.read_text():
+                time.sleep(0.005)
+            key = next(line.split()[1] for line in log.read_text().splitlines() if "  key " in line)
+            yield Door(ready.read_text().strip(), key, child.pid, took)
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def request(path: str, body: bytes, key: str = "", *, method: bytes = b"POST") -> bytes:
+    """Return a request as bytes."""
+    return (
+        b"%b %b HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer %b\r\ncontent-type: application/json\r\n"
+        % (
+            method,
+            path.encode(),
+            key.encode(),
+        )
+        + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+def drive(url: str, load: Load, *, doors: Sequence[Door] = ()) -> tuple[Loaded, list[float]]:
+    """Put a load on ``url`` from a process of its own; return what came, and the CPU seconds of each door in it."""
+    ours, theirs = multiprocessing.Pipe()
+    client = multiprocessing.Process(target=_client, args=(url, load, theirs))
+    client.start()
+    theirs.close()
+    ours.recv()
+    before = [door.cpu_s for door in doors]
+    ours.recv()
+    after = [door.cpu_s for door in doors]
+    loaded: Loaded = ours.recv()
+    client.join()
+    return loaded, [end - start for start, end in zip(before, after, strict=True)]
+
+
+class _Peer:
+    """One connection of the client."""
+
+    __slots__ = ("data", "left", "sent_ns", "sock", "streamed")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sent_ns = 0
+        self.left = 0
+        self.data = b""
+        self.streamed = False
+
+    def ended(self, data: bytes) -> bool:
+        """Take what came, and say whether the answer is whole."""
+        if self.streamed:
+            return data.endswith(EMPTY_CHUNK)
+        if self.left:
+            self.left -= len(data)
+            return self.left == 0
+        data = self.data + data
+        head = data.find(b"\r\n\r\n")
+        if head < 0:
+            self.data = data
+            return False
+        self.data = b""
+        at = data.find(b"content-length: ")
+        if at < 0 or at > head:
+            self.streamed = True
+            return data.endswith(EMPTY_CHUNK)
+        length = int(data[at + 16 : data.find(b"\r", at)])
+        self.left = head + 4 + length - len(data)
+        return self.left == 0
+
+
+def _client(url: str, load: Load, pipe: Connection) -> None:
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    raise_descriptor_limit()
+    place = urlsplit(url)
+    epoll = select.epoll()
+    peers: dict[int, _Peer] = {}
+    clock = time.monotonic_ns
+    for _ in range(load.connections):
+        sock = socket.create_connection((place.hostname or "", place.port or 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(0.0)
+        peers[sock.fileno()] = _Peer(sock)
+        epoll.register(sock.fileno(), select.EPOLLIN)
+    for peer in peers.values():
+        peer.sent_ns = clock()
+        peer.sock.send(load.request)
+    begin_ns = clock() + int(load.ramp_s * 1e9)
+    end_ns = 0
+    answers = chunks = failures = 0
+    latencies: list[int] = []
+    while True:
+        found = epoll.poll(1.0, 1024)
+        now = clock()
+        if end_ns == 0 and now >= begin_ns:
+            pipe.send("begun")
+            begin_ns, end_ns = now, now + int(load.seconds * 1e9)
+            answers = chunks = failures = 0
+            latencies.clear()
+        elif end_ns and now >= end_ns:
+            pipe.send("ended")
+            break
+        for fd, _ in found:
+            peer = peers[fd]
+            data = peer.sock.recv(262_144)
+            if not data:
+                raise RuntimeError("the server closed a connection")
+            chunks += data.count(b"data: ")
+            if not (peer.left or peer.streamed or peer.data) and not data.startswith(b"HTTP/1.1 20"):
+                failures += 1
+            if peer.ended(data):
+                peer.streamed = False
+                now = clock()
+                latencies.append(now - peer.sent_ns)
+                answers += 1
+                peer.sent_ns = now
+                peer.sock.send(load.request)
+    pipe.send(Loaded(answers, chunks, failures, (now - begin_ns) / 1e9, tuple(latencies)))

@@ -1,0 +1,61 @@
+"""Requests that wait in the queue, with the embedded stores: how fast they are taken on, and asked after."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks.gateway_load import Door, Load, drive, gateway, request, simulator
+from benchmarks.harness import Figure, Result, measured
+
+BODY = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
+IN_FLIGHT = 256
+WINDOW_S = 2.0
+
+FIGURES = (
+    Figure("accepted", "requests/s", (), 5_000.0),
+    Figure("accepted per CPU-second", "requests/CPU-s", ()),
+    Figure("acceptance p50, 256 in flight", "ms", ()),
+    Figure("acceptance p99, 256 in flight", "ms", (), 25.0, "lower"),
+    Figure("failed", "requests", (), 0.0, "lower"),
+    Figure("status calls", "calls/s", (), 1_000.0),
+    Figure("status call p99, 4 in flight", "ms", (), 5.0, "lower"),
+)
+
+
+def measure(rounds: int) -> Result:
+    """Measure acceptance while the same process works on what it accepted, and then asks after one of them."""
+    how = f"POST /v1/requests, {IN_FLIGHT} in flight, one process with the embedded stores; then GET of one of them"
+    return measured("gateway_queued", how, rounds, _round, FIGURES)
+
+
+def _round(_out: Path) -> Mapping[str, float]:
+    # An answer takes long, so that acceptance alone is measured, with as many at work as may be.
+    with simulator(ttft="constant:30s", connections=4096) as sim, gateway(sim.url, patience_s=2.0) as door:
+        load = Load(request("/v1/requests", BODY, door.key), IN_FLIGHT, WINDOW_S)
+        accepted, (cpu,) = drive(door.url, load, doors=[door])
+        status = request(_one(door), b"", door.key, method=b"GET")
+        asked, _ = drive(door.url, Load(status, 4, WINDOW_S))
+    return {
+        "accepted": accepted.rate,
+        "accepted per CPU-second": accepted.answers / cpu,
+        "acceptance p50, 256 in flight": accepted.quantile_ms(0.5),
+        "acceptance p99, 256 in flight": accepted.quantile_ms(0.99),
+        "failed": float(accepted.failures + asked.failures),
+        "status calls": asked.rate,
+        "status call p99, 4 in flight": asked.quantile_ms(0.99),
+    }
+
+
+def _one(door: Door) -> str:
+    """Have a request accepted, and return the path of its status."""
+    place = urlsplit(door.url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    headers = {"authorization": f"Bearer {door.key}", "content-type": "application/json"}
+    connection.request("POST", "/v1/requests", BODY, headers)
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return f"/v1/requests/{answer['request_id']}"
