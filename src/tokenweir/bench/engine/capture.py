@@ -119,12 +119,13 @@ class Capture:
         self._connections.close_all()
         self._measure_offset()
         self._outlet.put(self._segment)
+        self._outlet.finish()
 
     def _loop(self) -> None:  # noqa: C901, PLR0912, PLR0915 - one function: a call per read costs a fifth of the read
         clock = time.monotonic_ns
         pacing, doze, spin, wait = self._pacing, self._doze, self.spin, self._poller.wait
         mode, receive, request = self._connections.mode, self._connections.receive, self._request
-        answers, ends = self._answers, framing.LAST_CHUNK_ENDS
+        answers, outlet, ends = self._answers, self._outlet, framing.LAST_CHUNK_ENDS
         left, tails, keep, usual = answers.left, answers.tails, answers.keep, answers.usual
         heads, spoilt = answers.heads, answers.spoilt
         # A class's attribute costs a look-up each time.
@@ -145,6 +146,8 @@ class Capture:
             if doze.seconds and pacing.due_ns > now + doze.room_ns + spin.lead_ns:
                 time.sleep(doze.seconds)
             awake = 0 < pacing.due_ns - now < spin.lead_ns
+            if outlet.spilling and not awake:
+                outlet.step()
             events = wait(0 if awake else min(pacing.due_ns - spin.lead_ns, self._tick_ns))
             if awake and not events:
                 spin.spent_ns += min(clock() - now, EMPTY_POLL_NS)

@@ -11,7 +11,7 @@ from typing import Final
 from tokenweir.core.errors import DiskFullError
 
 SLOTS: Final = 4
-"""One is being filled and one reduced; the others are for a finishing process that is late."""
+"""One is being filled, one reduced and one waits for that; the last is filled while another goes to a file."""
 SLOT_BYTES: Final = 5 << 20
 """Large enough that a hand-over is rare, small enough that all of them are cheap to hold."""
 _POPULATE: Final[int] = getattr(mmap, "MAP_POPULATE", 0)

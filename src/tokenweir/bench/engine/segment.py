@@ -1,7 +1,7 @@
 """What a capture leaves behind: segments of raw bytes with the stamps and requests they belong to.
 
 A segment is filled in a slot, memory that the finishing process sees too: reads go straight into it. It is handed over
-by putting its tables behind its raw bytes and announcing the slot's number with a byte. Where no other slot is free,
+by putting its tables behind its raw bytes and announcing the slot's number with a byte. Where too few slots are free,
 because the finishing process is late, or where the tables are too long, it goes to a file instead, so nothing is
 lost and memory stays as it is. Nothing is parsed on this side.
 
@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 from array import array
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ LINE: Final = struct.Struct("=4q")
 """A line of ``sends`` or ``ends``."""
 ROOM_BYTES: Final = 64 << 10
 """A read may bring this much, so a segment with less room is full."""
+_STEP_BYTES: Final = 64 << 10
 SPILLED: Final = 255
 """Announced instead of a slot's number: the next file."""
 
@@ -104,40 +106,56 @@ class Segment:
 
 
 class Outlet:
-    """Hands segments to the finishing process in order, each announced on ``notify_fd``; counts the ``spilled``."""
+    """Hands segments to the finishing process in order, each announced on ``notify_fd``; counts the ``spilled``.
+
+    One slot beside the one being filled is always kept from the finishing process, so that there is one to go on with
+    while another is written to a file. That is done in steps, because the capture cannot be away for so long:
+    whenever ``spilling`` is true, :meth:`step` takes it a little further.
+    """
 
     def __init__(self, folder: Path, pool_fd: int, notify_fd: int) -> None:
         self._folder = folder
         self._notify_fd = notify_fd
         self._segments = [Segment(slot) for slot in map_pool(pool_fd, ahead=True)]
+        self._steps: Iterator[None] = iter(())
         self._heard = True
         self.first = self._segments[0]
+        self.spilling: Segment | None = None
         self.spilled = 0
 
     def put(self, segment: Segment) -> Segment:
-        """Hand over a segment and return an empty one.
-
-        Raises:
-            DiskFullError: the segment belongs in a file and cannot be written.
-        """
-        following = self._free_beside(segment)
+        """Hand over a segment and return an empty one. Raises DiskFullError as :meth:`step` does."""
+        self.finish()
+        following = self._free_beside(segment)[0]
         if segment.empty() or not self._heard:
             following = segment
-        elif following is not None and segment.seal():
+        elif self.ready(segment) and segment.seal():
             self._announce(self._segments.index(segment))
         else:
-            self._spill(segment)
-            self._announce(SPILLED)
-            following = segment
+            self.spilling, self._steps = segment, self._spill(segment)
         following.clear()
         return following
 
     def ready(self, segment: Segment) -> bool:
-        """Whether another slot is free, so that this segment need not go to a file."""
-        return self._free_beside(segment) is not None
+        """Whether the finishing process may have this segment's slot, so that it need not go to a file."""
+        return len(self._free_beside(segment)) > 1
 
-    def _free_beside(self, segment: Segment) -> Segment | None:
-        return next((one for one in self._segments if one is not segment and one.free()), None)
+    def step(self) -> None:
+        """Write some more of the segment that goes to a file.
+
+        Raises:
+            DiskFullError: it cannot be written.
+        """
+        if next(self._steps, self) is self:
+            self.spilling = None
+
+    def finish(self) -> None:
+        """Write all the rest of it. Raises DiskFullError as :meth:`step` does."""
+        while self.spilling is not None:
+            self.step()
+
+    def _free_beside(self, segment: Segment) -> list[Segment]:
+        return [one for one in self._segments if one not in {segment, self.spilling} and one.free()]
 
     def _announce(self, what: int) -> None:
         try:
@@ -146,12 +164,15 @@ class Outlet:
             # The finishing process died: its parent finds that out and says why, and nobody reads what follows.
             self._heard = False
 
-    def _spill(self, segment: Segment) -> None:
+    def _spill(self, segment: Segment) -> Generator[None]:
         path = self._folder / f"{self.spilled:08d}.seg"
         try:
-            with path.open("wb") as file:
-                for part in (*segment.parts(), segment.head()):
-                    file.write(part)
+            with path.open("wb", buffering=0) as file:
+                for part in (*segment.parts(), memoryview(segment.head())):
+                    place = 0
+                    while place < len(part):
+                        place += file.write(part[place : place + _STEP_BYTES])
+                        yield
         except OSError as failure:
             # Nobody can use a part of a segment, but the rows of whole ones need its room.
             path.unlink(missing_ok=True)
@@ -160,3 +181,4 @@ class Outlet:
                 message, mend="free room there, or choose another folder with --out"
             ) from failure
         self.spilled += 1
+        self._announce(SPILLED)

@@ -24,6 +24,8 @@ from tokenweir.bench.finishing.segments import Captured, Inlet, parse
 from tokenweir.core.errors import DiskFullError, RecordError
 
 SECOND_NS = 1_000_000_000
+LENT = SLOTS - 2
+"""Slots that the finishing process may have at a time."""
 SLOT_BYTES = 192 << 10
 """Room for 120 KiB of raw bytes, of which a segment takes 56 KiB before it counts as full."""
 
@@ -105,25 +107,28 @@ TOO_LONG = Filling([b"x"], range(3100), range(3100))
 
 numbers = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=3)
 small = st.builds(Filling, st.lists(st.binary(min_size=1, max_size=50), max_size=6), numbers, numbers)
-steps = st.lists(st.one_of(small, st.just(TOO_LONG), st.integers(1, 5)), max_size=14)
+steps = st.lists(st.one_of(small, st.just(TOO_LONG), st.integers(1, 5), st.none()), max_size=18)
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=steps, portable=st.booleans())
 def test_segments_come_out_in_order_and_as_they_were_filled_however_late_they_are_taken(
-    *, steps: list[Filling | int], portable: bool
+    *, steps: list[Filling | int | None], portable: bool
 ) -> None:
     with both_ends(portable=portable) as ends:
         waiting, found = b"", list[Captured]()
         for step in steps:
             if isinstance(step, Filling):
                 ends.put(step)
-                waiting += ends.announced()
+            elif step is None:
+                ends.outlet.step()
             else:
                 # As many are taken as the finishing process got to.
+                waiting += ends.announced()
                 found += ends.take(waiting[:step])
                 waiting = waiting[step:]
-        found += ends.take(waiting)
+        ends.outlet.finish()
+        found += ends.take(waiting + ends.announced())
         kept = [step for step in steps if isinstance(step, Filling) and any(step)]
         assert len(found) == len(kept)
         for one, filling in zip(found, kept, strict=True):
@@ -146,20 +151,40 @@ def test_what_finds_no_free_slot_goes_to_files_and_the_slots_are_used_again_once
     None
 ):
     with both_ends() as ends:
-        ends.put(*map(numbered, range(SLOTS + 2)))
+        ends.put(*map(numbered, range(LENT + 3)))
+        ends.outlet.finish()
         waiting = ends.announced()
-        assert [what == SPILLED for what in waiting] == [False] * (SLOTS - 1) + [True] * 3
+        assert [what == SPILLED for what in waiting] == [False] * LENT + [True] * 3
         assert len(ends.files()) == 3 == ends.outlet.spilled
         assert not ends.outlet.ready(ends.filling)
         found = ends.take(waiting[:1])
         assert ends.outlet.ready(ends.filling)
-        ends.put(numbered(SLOTS + 2))
+        ends.put(numbered(LENT + 3))
         later = ends.announced()
         assert SPILLED not in later
         found += ends.take(waiting[1:] + later)
         for number, one in enumerate(found):
             check(one, numbered(number))
-        assert len(found) == SLOTS + 3
+        assert len(found) == LENT + 4
+
+
+def test_a_segment_is_written_in_steps_while_the_next_is_filled_and_announced_before_it() -> None:
+    with both_ends() as ends:
+        large = Filling([b"x" * 50_000, b"y" * 50_000])
+        ends.put(*map(numbered, range(LENT)), large)
+        announced = ends.announced()
+        assert len(announced) == LENT
+        steps = 0
+        while ends.outlet.spilling is not None:
+            assert not ends.announced(), "it is announced when it is whole"
+            fill(ends.filling, Filling([b"meanwhile %d" % steps]))
+            ends.outlet.step()
+            steps += 1
+        assert steps > 5
+        assert ends.announced() == bytes([SPILLED])
+        check(ends.take(bytes([SPILLED]))[0], large)
+        assert len(ends.filling.requests) == steps
+        ends.outlet.step()
 
 
 def test_tables_too_long_for_a_slot_go_to_a_file() -> None:
@@ -179,7 +204,8 @@ def test_what_is_no_whole_segment_is_refused(content: bytes) -> None:
 
 def test_a_segment_cut_short_in_its_file_is_refused() -> None:
     with both_ends() as ends:
-        ends.put(*map(numbered, range(SLOTS)))
+        ends.put(*map(numbered, range(LENT + 1)))
+        ends.outlet.finish()
         path = ends.folder / ends.files()[0]
         os.truncate(path, path.stat().st_size - 8)
         with pytest.raises(RecordError, match="cut short"):
@@ -197,21 +223,21 @@ def test_a_disk_full_while_spilling_ends_the_capture_with_its_reason_and_nothing
     # Every write to /dev/full fails as one to a full disk does.
     with both_ends() as ends:
         (ends.folder / "00000001.seg").symlink_to("/dev/full")
-        ends.put(*map(numbered, range(SLOTS)))
+        ends.put(*map(numbered, range(LENT + 2)))
         with pytest.raises(DiskFullError) as caught:
-            ends.put(numbered(SLOTS))
+            ends.outlet.step()
         assert os.strerror(errno.ENOSPC) in str(caught.value)
         assert "--out" in caught.value.mend
         assert ends.files() == ["00000000.seg"], "a part of a segment takes no room"
         found = ends.take(ends.announced())
         for number, one in enumerate(found):
             check(one, numbered(number))
-        assert len(found) == SLOTS
+        assert len(found) == LENT + 1
 
 
 def test_a_folder_that_is_gone_is_named() -> None:
     with both_ends() as ends:
-        ends.put(*map(numbered, range(SLOTS - 1)))
+        ends.put(*map(numbered, range(LENT + 1)))
         shutil.rmtree(ends.folder)
         with pytest.raises(DiskFullError, match="No such file"):
             ends.put(numbered(9))
@@ -302,5 +328,5 @@ def test_a_capture_that_cannot_write_ends_with_its_reason() -> None:
             stg.play(script, requests=500)
         assert [path.name for path in stg.folder.glob("*.seg")] == ["00000000.seg"]
         kept = stg.handed_over()
-    assert len(kept) == SLOTS
-    assert [len(one.raw) > 56 << 10 for one in kept] == [True] * SLOTS
+    assert len(kept) == LENT + 1
+    assert all(len(one.raw) > 56 << 10 for one in kept)
