@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +20,7 @@ OPENING: tuple[Event, ...] = (Accepted(seq=0, request_id="req_X"), Queued(seq=1)
 def answer(*tokens: Token, finish: str = "stop") -> list[Event]:
     events: list[Event] = [*OPENING, Started(seq=2, endpoint="e"), *tokens]
     events += [Usage(seq=0, input_tokens=3, output_tokens=4), Completed(seq=0, finish_reason=finish)]
-    return [type(event)(**{**_fields(event), "seq": seq}) for seq, event in enumerate(events)]
-
-
-def _fields(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in event.__struct_fields__}
+    return [msgspec.structs.replace(event, seq=seq) for seq, event in enumerate(events)]
 
 
 def chunks_of(data: bytes) -> list[dict[str, Any]]:

@@ -104,10 +104,11 @@ class SqliteQuota:
             (wanted.request,),
         ).fetchone()
         unwritten = self.counters.unwritten(wanted.request)
-        if standing is not None or unwritten is not None:
+        stood_at = unwritten.at if unwritten is not None else standing and standing[0]
+        if stood_at is not None:
             return Granted(
                 request=wanted.request,
-                at=standing[0] if unwritten is None else unwritten.at,
+                at=stood_at,
                 headroom=self._left(connection, wanted.limits, at),
             )
         short = self.counters.take(connection, wanted, at)
