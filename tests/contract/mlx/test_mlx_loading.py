@@ -170,6 +170,7 @@ def test_an_option_that_the_engine_does_not_have_is_refused() -> None:
         registry.create("mlx", EngineOptions(options={"colour": "blue"}))
 
 
+@pytest.mark.timeout(600)
 def test_memory_is_flat_over_fifty_rounds_of_loading_and_unloading(
     engine: InferenceEngine, models: dict[str, Path]
 ) -> None:
