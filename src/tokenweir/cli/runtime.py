@@ -159,7 +159,7 @@ def _described(card: ModelCard) -> str:
 
 def _engine(health: EngineHealth) -> str:
     limit = "" if health.memory is None else f", memory limit {_bytes(health.memory.limit_bytes)}"
-    return f"{health.engine} {health.engine_version}{limit}"
+    return f"{health.engine} {health.engine_version}".rstrip() + limit
 
 
 def _bytes(count: int) -> str:

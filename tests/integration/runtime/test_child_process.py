@@ -14,7 +14,7 @@ import pytest
 from tests.factories.loops import in_loop
 from tests.factories.sim_models import card, directory
 
-from tokenweir.core.errors import ModelNotLoadedError, SpecError, WeirError
+from tokenweir.core.errors import ModelNotLoadedError, ParameterError, WeirError
 from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token, text
 from tokenweir.core.requests import GenerateRequest, Json, Message, Sampling, Tool
 from tokenweir.ports.inference import Guidance, LoadSpec, ModelCard
@@ -218,13 +218,13 @@ async def test_tools_and_schemas_come_out_in_openais_terms(tmp_path: Path) -> No
 @in_loop
 async def test_what_is_refused_keeps_its_class_across_the_bridge(tmp_path: Path) -> None:
     async with child(tmp_path) as one:
-        with pytest.raises(SpecError, match="max_tokens to"):
+        with pytest.raises(ParameterError, match="max_tokens to"):
             await one.start(1, "x", sampling=Sampling(max_tokens=100_000))
         afar: tuple[dict[str, Json], ...] = (
             {"type": "image_url", "image_url": {"url": "http://example.com/cat.png"}},
         )
         request = GenerateRequest(kind="chat", model="m", messages=(Message(role="user", content=afar),))
-        with pytest.raises(SpecError, match="nothing is fetched"):
+        with pytest.raises(ParameterError, match="nothing is fetched"):
             await one.client.call(Prepare(stream=2, model="m", request=request), Prepared, timeout_ns=20 * S)
         with pytest.raises(ModelNotLoadedError):
             await one.client.call(Prepare(stream=3, model="n", request=request), Prepared, timeout_ns=20 * S)

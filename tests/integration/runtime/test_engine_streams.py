@@ -16,7 +16,7 @@ from tokenweir.core.errors import (
     DrainingError,
     ModelNotLoadedError,
     NoMemoryError,
-    SpecError,
+    ParameterError,
     TooManyStreamsError,
 )
 from tokenweir.core.events import Accepted, Completed, Failed, Queued, Token, Usage, text
@@ -207,7 +207,7 @@ async def test_a_batch_comes_back_in_the_order_asked_also_where_some_are_refused
             if n in {5, 11}:
                 (failed,) = events
                 assert isinstance(failed, Failed)
-                assert failed.kind == ("model_not_loaded" if n == 5 else "bad_spec")
+                assert failed.kind == ("model_not_loaded" if n == 5 else "bad_parameter")
             else:
                 assert isinstance(events[-1], Completed)
                 assert counted(events) == (0 if n == 17 else 1 + n % 7)
@@ -296,14 +296,14 @@ async def test_tokens_vectors_and_embeddings_as_events(tmp_path: Path) -> None:
         last = events[-1]
         assert isinstance(last, Completed)
         assert last.embeddings == embedded.vectors
-        with pytest.raises(SpecError):
+        with pytest.raises(ParameterError):
             await engine.embed("m", [])
 
 
 @in_loop
 async def test_what_the_child_refuses_is_raised_before_any_event(tmp_path: Path) -> None:
     async with serving(settings(model(tmp_path, context_tokens=64))) as engine:
-        with pytest.raises(SpecError):
+        with pytest.raises(ParameterError):
             await anext(engine.generate(chat("word " * 200)))
         with pytest.raises(ModelNotLoadedError, match="'x'; known models: 'm'"):
             await anext(engine.generate(chat(to="x")))

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from tokenweir.core.errors import ParameterError, SpecError
+from tokenweir.core.errors import ParameterError
 from tokenweir.core.requests import GenerateRequest, Json, Message
 from tokenweir.ports.inference import Guidance, GuidanceChecker, LoadedModel
 from tokenweir.runtime.bridge.messages import Prepare, Prepared
@@ -49,33 +49,15 @@ def prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request:
     """Return the request as the device will decode it.
 
     Raises:
-        SpecError: it contradicts itself, does not fit, or asks for what the model cannot do.
+        ParameterError: it contradicts itself, does not fit, or asks for what the model cannot do.
         GuidanceError: its guidance cannot be obeyed.
     """
-    try:
-        return _prepare(ask, model, limits)
-    except ParameterError as error:
-        raise SpecError(error.message, mend=error.mend) from error
-
-
-def size(request: Request) -> Prepared:
-    """Return how large a request is."""
-    return Prepared(
-        stream=request.stream,
-        prompt_tokens=len(request.tokens),
-        max_tokens=request.choices[0].max_tokens,
-        sequences=len(request.choices),
-        exclusive=request.lane == "exclusive",
-    )
-
-
-def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request:
     request, card = ask.request, model.card
     guidance = _guidance(ask)
     rules = AnswerRules(stops=request.sampling.stop, logprobs=request.sampling.logprobs is not None)
     images: tuple[bytes, ...] = ()
     if request.kind == "chat":
-        require(card, "chat", "chat: it has no chat template")
+        require(card, "chat", "chat: it has no chat template", param="messages")
         box = toolbox(request, model, guidance)
         guidance = box.guidance
         tokens, images, reasoning = _chat(request, model, box, limits)
@@ -87,15 +69,16 @@ def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request
             reasoning=reasoning and guidance is None,
         )
     elif request.kind == "completion":
-        require(card, "completion", "completions")
+        require(card, "completion", "completions", param="prompt")
         _only_text(request)
         tokens = _prompt(request, model)
     else:
-        raise SpecError("embeddings are not generated", mend="use the method 'embed'")
+        raise ParameterError("embeddings are not generated", param="kind", mend="use the method 'embed'")
+    named = "messages" if request.kind == "chat" else "prompt"
     if not tokens:
-        raise SpecError("the prompt is empty", mend="send at least one token")
+        raise ParameterError("the prompt is empty", param=named, mend="send at least one token")
     default = limits.default_max_tokens if ask.default_max_tokens is None else ask.default_max_tokens
-    most = answer_tokens(card, request.sampling, len(tokens), default)
+    most = answer_tokens(card, request.sampling, len(tokens), default, prompt=named)
     choices = decodings(card, request.sampling, ask.options, most, guidance)
     if guidance is not None:
         # What compiles is not always obeyed: a compiler passes over the words that it does not know.
@@ -114,6 +97,17 @@ def _prepare(ask: Prepare, model: LoadedModel, limits: RequestLimits) -> Request
     )
 
 
+def size(request: Request) -> Prepared:
+    """Return how large a request is."""
+    return Prepared(
+        stream=request.stream,
+        prompt_tokens=len(request.tokens),
+        max_tokens=request.choices[0].max_tokens,
+        sequences=len(request.choices),
+        exclusive=request.lane == "exclusive",
+    )
+
+
 def _guidance(ask: Prepare) -> Guidance | None:
     stated = ask.options.guidance
     asked = ask.request.response_format
@@ -121,7 +115,9 @@ def _guidance(ask: Prepare) -> Guidance | None:
         return stated
     told = response_format("response_format", asked)
     if stated is not None and told is not None and told != stated:
-        raise SpecError("response_format and the option guidance differ", mend="send one of them")
+        raise ParameterError(
+            "response_format and the option guidance differ", param="response_format", mend="send one of them"
+        )
     return stated or told
 
 
@@ -130,14 +126,16 @@ def _chat(
 ) -> tuple[tuple[int, ...], tuple[bytes, ...], bool]:
     """Return the prompt's tokens, its images, and whether it ends by opening a reasoning."""
     if not request.messages:
-        raise SpecError("there are no messages", mend="send at least one")
+        raise ParameterError("there are no messages", param="messages", mend="send at least one")
     images: list[bytes] = []
     messages = [_message(place, one, images, limits) for place, one in enumerate(request.messages)]
     if images:
-        require(model.card, "vision", "images")
+        require(model.card, "vision", "images", param="messages")
         if len(images) > limits.max_images:
-            raise SpecError(
-                f"the messages hold {len(images)} images", mend=f"send {limits.max_images} at most"
+            raise ParameterError(
+                f"the messages hold {len(images)} images",
+                param="messages",
+                mend=f"send {limits.max_images} at most",
             )
     rendered = model.format.render(messages, box.shown, _template_options(request))
     opening = model.format.markers().think[0]
@@ -148,13 +146,17 @@ def _chat(
 def _template_options(request: GenerateRequest) -> Mapping[str, Json]:
     unknown = [name for name in request.extra if name != _TEMPLATE_OPTIONS]
     if unknown:
-        raise SpecError(
+        raise ParameterError(
             f"the option {unknown[0]!r} is not supported",
+            param=unknown[0],
+            reason="unsupported_parameter",
             mend=f"leave it out; there is {_TEMPLATE_OPTIONS!r}",
         )
     options = request.extra.get(_TEMPLATE_OPTIONS) or {}
     if not isinstance(options, dict):
-        raise SpecError(f"{_TEMPLATE_OPTIONS!r} is {options!r}", mend="send an object")
+        raise ParameterError(
+            f"{_TEMPLATE_OPTIONS!r} is {options!r}", param=_TEMPLATE_OPTIONS, mend="send an object"
+        )
     return options
 
 
@@ -169,17 +171,21 @@ def _message(place: int, message: Message, images: list[bytes], limits: RequestL
             case "text":
                 text = part.get("text")
                 if not isinstance(text, str):
-                    raise SpecError(f"{where} has no text", mend="send {'type': 'text', 'text': …}")
+                    raise ParameterError(
+                        f"{where} has no text", param=where, mend="send {'type': 'text', 'text': …}"
+                    )
                 parts.append({"type": "text", "text": text})
             case "image_url":
                 inner = part.get("image_url")
                 url = inner.get("url") if isinstance(inner, dict) else inner
                 if not isinstance(url, str):
-                    raise SpecError(f"{where} has no url", mend="send a data URL")
+                    raise ParameterError(f"{where} has no url", param=where, mend="send a data URL")
                 images.append(data_url(url, f"{where}.image_url.url", limits.images))
                 parts.append({"type": "image"})
             case other:
-                raise SpecError(f"{where} has the type {other!r}", mend="send 'text' or 'image_url'")
+                raise ParameterError(
+                    f"{where} has the type {other!r}", param=where, mend="send 'text' or 'image_url'"
+                )
     if all(part["type"] == "text" for part in parts):
         return msgspec.structs.replace(message, content="\n".join(str(part["text"]) for part in parts))
     return msgspec.structs.replace(message, content=tuple(parts))
@@ -187,9 +193,15 @@ def _message(place: int, message: Message, images: list[bytes], limits: RequestL
 
 def _only_text(request: GenerateRequest) -> None:
     if request.tools or request.tool_choice not in (None, "none"):
-        raise SpecError("tools need the chat interface", mend="send messages")
+        raise ParameterError("tools need the chat interface", param="tools", mend="send messages")
     if request.extra:
-        raise SpecError(f"the option {next(iter(request.extra))!r} is not supported", mend="leave it out")
+        option = next(iter(request.extra))
+        raise ParameterError(
+            f"the option {option!r} is not supported",
+            param=option,
+            reason="unsupported_parameter",
+            mend="leave it out",
+        )
 
 
 def _prompt(request: GenerateRequest, model: LoadedModel) -> tuple[int, ...]:
@@ -199,5 +211,7 @@ def _prompt(request: GenerateRequest, model: LoadedModel) -> tuple[int, ...]:
     size = model.card.vocabulary
     stray = next((token for token in prompt if not 0 <= token < size), None)
     if stray is not None:
-        raise SpecError(f"the prompt holds the token {stray}", mend=f"send tokens below {size}")
+        raise ParameterError(
+            f"the prompt holds the token {stray}", param="prompt", mend=f"send tokens below {size}"
+        )
     return prompt

@@ -14,6 +14,7 @@ from tokenweir.core.errors import (
     ConfigError,
     EngineError,
     ModelNotLoadedError,
+    ParameterError,
     ProtocolError,
     SpecError,
     TooManyStreamsError,
@@ -159,7 +160,7 @@ class Service:
         if not ask.messages:
             return messages.Tokens(tokens=tuple(form.encode(ask.text)))
         if ask.text:
-            raise SpecError("text and messages are both set", mend="send one of them")
+            raise ParameterError("text and messages are both set", param="messages", mend="send one of them")
         return messages.Tokens(tokens=tuple(form.encode(form.render(ask.messages, (), {}), special=False)))
 
     def detokenize(self, ask: messages.Detokenize) -> messages.Text:
@@ -167,21 +168,28 @@ class Service:
         model = self._model(ask.model)
         stray = next((token for token in ask.tokens if not 0 <= token < model.card.vocabulary), None)
         if stray is not None:
-            raise SpecError(f"there is no token {stray}", mend=f"send tokens below {model.card.vocabulary}")
+            raise ParameterError(
+                f"there is no token {stray}",
+                param="tokens",
+                mend=f"send tokens below {model.card.vocabulary}",
+            )
         detokenizer = model.format.detokenizer()
         return messages.Text(text="".join(map(detokenizer.add, ask.tokens)) + detokenizer.finish())
 
     def embed(self, ask: messages.Embed) -> Future[Embedded]:
         """Return a vector for each input."""
         model = self._model(ask.model)
-        require(model.card, "embedding", "embeddings")
+        require(model.card, "embedding", "embeddings", param="model")
         if not 0 < len(ask.inputs) <= _MAX_EMBED_INPUTS:
-            raise SpecError(f"there are {len(ask.inputs)} inputs", mend=f"send 1 to {_MAX_EMBED_INPUTS}")
+            raise ParameterError(
+                f"there are {len(ask.inputs)} inputs", param="input", mend=f"send 1 to {_MAX_EMBED_INPUTS}"
+            )
         inputs = tuple(tuple(model.format.encode(text)) for text in ask.inputs)
         for place, tokens in enumerate(inputs):
             if not 0 < len(tokens) <= model.card.context_tokens:
-                raise SpecError(
+                raise ParameterError(
                     f"input {place} has {len(tokens)} tokens",
+                    param="input",
                     mend=f"send inputs of 1 to {model.card.context_tokens} tokens",
                 )
         answer: Future[Embedded] = Future()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tokenweir.core.errors import SpecError
+from tokenweir.core.errors import ParameterError
 from tokenweir.core.requests import GenerateRequest, Json, Tool
 from tokenweir.ports.inference import Guidance, LoadedModel
 from tokenweir.runtime.child.sampling import require
@@ -25,30 +25,34 @@ def toolbox(request: GenerateRequest, model: LoadedModel, guidance: Guidance | N
     """Return what becomes of the request's tools; ``guidance`` is what the answer must match anyway.
 
     Raises:
-        SpecError: there is no such tool, the model knows no tools, or the answer cannot be both.
+        ParameterError: there is no such tool, the model knows no tools, or the answer cannot be both.
     """
     tools, choice = request.tools, request.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise SpecError(f"tool_choice is {choice!r} and there are no tools", mend="send tools")
+            raise ParameterError(
+                f"tool_choice is {choice!r} and there are no tools", param="tool_choice", mend="send tools"
+            )
         return Toolbox(guidance=guidance)
     if choice == "none":
         return Toolbox(guidance=guidance)
-    require(model.card, "tools", "tools")
+    require(model.card, "tools", "tools", param="tools")
     if guidance is not None:
-        raise SpecError(
+        raise ParameterError(
             "an answer that must match a format cannot be a tool call as well",
+            param="tools",
             mend="leave out response_format, or set tool_choice to 'none'",
         )
     if choice in (None, "auto"):
         if model.tool_calls is None or not model.format.markers().tool[0]:
-            raise SpecError(
+            raise ParameterError(
                 f"how {model.card.name!r} writes tool calls is not known",
+                param="tool_choice",
                 mend="set tool_choice to 'required' or to one tool",
             )
         return Toolbox(shown=tools, parsed=tools)
     candidates = tools if choice == "required" else (_named(choice, tools),)
-    require(model.card, "guidance", f"tool_choice {choice!r}: it needs guidance")
+    require(model.card, "guidance", f"tool_choice {choice!r}: it needs guidance", param="tool_choice")
     one = candidates[0] if len(candidates) == 1 else None
     schema = _parameters(one) if one is not None else _any_call(candidates)
     return Toolbox(
@@ -65,8 +69,9 @@ def _named(choice: Json, tools: Sequence[Tool]) -> Tool:
     found = next((tool for tool in tools if tool.name == name), None)
     if found is None:
         names = ", ".join(tool.name for tool in tools)
-        raise SpecError(
+        raise ParameterError(
             f"tool_choice {choice!r} names no tool of this request",
+            param="tool_choice",
             mend=f"use 'none', 'auto', 'required' or a function among {names}",
         )
     return found
@@ -85,8 +90,9 @@ def _any_call(tools: Sequence[Tool]) -> dict[str, Json]:
         own = schema.pop("$defs", None)
         for name, value in (own if isinstance(own, dict) else {}).items():
             if definitions.setdefault(name, value) != value:
-                raise SpecError(
+                raise ParameterError(
                     f"two tools define {name!r} differently",
+                    param="tools",
                     mend="rename one, or name one tool in tool_choice",
                 )
         calls.append(

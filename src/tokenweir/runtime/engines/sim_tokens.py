@@ -9,7 +9,7 @@ from typing import Final, cast
 
 import msgspec
 
-from tokenweir.core.errors import ProtocolError, SpecError
+from tokenweir.core.errors import ParameterError, ProtocolError
 from tokenweir.core.requests import Json, Message, Tool
 from tokenweir.ports.inference import Markers
 from tokenweir.runtime.engines.sim_config import MIN_VOCABULARY
@@ -136,11 +136,13 @@ class SimFormat:
         return encode(text, special=special)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], options: Mapping[str, Json]) -> str:
-        """Return the prompt. ``enable_thinking`` true opens the reasoning. Raises SpecError for other options."""
+        """Return the prompt. ``enable_thinking`` true opens the reasoning. Raises ParameterError for other options."""
         unknown = [name for name in options if name != "enable_thinking"]
         if unknown:
-            raise SpecError(
-                f"the chat template takes no {unknown[0]!r}", mend="it takes 'enable_thinking': true or false"
+            raise ParameterError(
+                f"the chat template takes no {unknown[0]!r}",
+                param="chat_template_kwargs",
+                mend="it takes 'enable_thinking': true or false",
             )
         parts = ["<|begin|>"]
         if tools:
@@ -190,8 +192,10 @@ class SimToolCalls:
 
 def _role(message: Message) -> str:
     if message.role not in ("system", "developer", "user", "assistant", "tool"):
-        raise SpecError(
-            f"the chat template knows no role {message.role!r}", mend="use system, user, assistant or tool"
+        raise ParameterError(
+            f"the chat template knows no role {message.role!r}",
+            param="messages",
+            mend="use system, user, assistant or tool",
         )
     return "system" if message.role == "developer" else message.role
 

@@ -25,7 +25,8 @@ class App:
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        door.metrics.more = lambda: gauges(door.serving.health(), door.build)
+        metrics = door.metrics
+        metrics.more = lambda: gauges(door.serving.health(), door.build, metrics.prefix_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -241,12 +241,6 @@ class Metrics(Collector):
         for model, count in self.prefix_hits.items():
             hits.add_metric((model,), count)
         yield hits
-        kept = GaugeMetricFamily(
-            PREFIX + "prefix_bytes", "Bytes that the prefix cache holds.", labels=("model",)
-        )
-        for model, size in self.prefix_bytes.items():
-            kept.add_metric((model,), size)
-        yield kept
         yield from self.more()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -92,8 +92,8 @@ def _speaks(status: ModelStatus) -> bool:
     return not {"chat", "completion"}.isdisjoint(status.card.capabilities)
 
 
-def gauges(now: EngineHealth, build: Build) -> Iterable[Metric]:
-    """Yield the families that are read from the engine's health."""
+def gauges(now: EngineHealth, build: Build, prefix_bytes: Mapping[str, int]) -> Iterable[Metric]:
+    """Yield the families that are read from the engine's health; ``prefix_bytes`` are those last told, by model."""
     info = GaugeMetricFamily(
         PREFIX + "info", "1; what is running.", labels=("version", "commit", "engine", "engine_version")
     )
@@ -134,9 +134,14 @@ def gauges(now: EngineHealth, build: Build) -> Iterable[Metric]:
     models = GaugeMetricFamily(
         PREFIX + "model_loaded", "1 while the model is loaded.", labels=("model", "revision")
     )
+    kept = GaugeMetricFamily(PREFIX + "prefix_bytes", "Bytes that the prefix cache holds.", labels=("model",))
     for status in now.models:
-        models.add_metric((status.card.name, status.card.revision), status.state == "loaded")
+        name, is_loaded = status.card.name, status.state == "loaded"
+        models.add_metric((name, status.card.revision), is_loaded)
+        if is_loaded:
+            kept.add_metric((name,), prefix_bytes.get(name, 0))
     yield models
+    yield kept
 
 
 def _states(name: str, what: str, *labels: str) -> GaugeMetricFamily:

@@ -18,6 +18,7 @@ from tokenweir.core.errors import (
     InputError,
     ModelNotLoadedError,
     NoMemoryError,
+    ParameterError,
     ProtocolError,
     SpecError,
     TooManyStreamsError,
@@ -232,7 +233,7 @@ def test_one_bad_request_of_a_batch_does_not_touch_the_others(rig: Rig) -> None:
     assert third.prepared is not None
     assert second.fault is not None
     assert second.fault.data is not None
-    assert second.fault.data.code == "bad_spec"
+    assert second.fault.data.code == "bad_parameter"
     with pytest.raises(SpecError, match="the stream 1 is in use"):
         rig.service.prepare(rig.ask(1))
 
@@ -282,9 +283,9 @@ def test_text_is_tokenised_and_back(rig: Rig) -> None:
     turns = (Message(role="user", content="hello"),)
     size = rig.service.prepare(rig.ask(1)).prompt_tokens
     assert len(rig.service.tokenize(Tokenize(model="m", messages=turns)).tokens) == size
-    with pytest.raises(SpecError, match="there is no token 512"):
+    with pytest.raises(ParameterError, match="there is no token 512"):
         rig.service.detokenize(Detokenize(model="m", tokens=(512,)))
-    with pytest.raises(SpecError, match="both set"):
+    with pytest.raises(ParameterError, match="both set"):
         rig.service.tokenize(Tokenize(model="m", text="x", messages=turns))
 
 
@@ -298,9 +299,9 @@ def test_texts_are_embedded_in_order_while_others_decode(rig: Rig) -> None:
     assert found.vectors[7] == done(rig.service.embed(Embed(model="m", inputs=inputs[7:8]))).vectors[0]
     assert found.input_tokens > 20
     assert isinstance(rig.events(1)[-1], Completed)
-    with pytest.raises(SpecError, match="there are 0 inputs"):
+    with pytest.raises(ParameterError, match="there are 0 inputs"):
         rig.service.embed(Embed(model="m", inputs=()))
-    with pytest.raises(SpecError, match="input 0 has"):
+    with pytest.raises(ParameterError, match="input 0 has"):
         rig.service.embed(Embed(model="m", inputs=("x" * 5000,)))
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tests.factories.sim_models import directory, load
 
-from tokenweir.core.errors import GuidanceError, InputError, SpecError
+from tokenweir.core.errors import GuidanceError, InputError, ParameterError
 from tokenweir.core.requests import GenerateRequest, Json, Message, Sampling, Tool
 from tokenweir.ports.inference import Guidance
 from tokenweir.runtime.bridge.messages import Prepare
@@ -83,9 +83,13 @@ def test_an_answer_without_a_length_may_fill_the_context(model: SimModel) -> Non
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(model: SimModel) -> None:
-    with pytest.raises(SpecError, match=r"the prompt has 5000 tokens; the context of 'm' holds 4096.*4095"):
+    with pytest.raises(
+        ParameterError, match=r"the prompt has 5000 tokens; the context of 'm' holds 4096.*4095"
+    ):
         chat(model, kind="completion", messages=(), prompt=(300,) * 5000)
-    with pytest.raises(SpecError, match=r"4000 tokens of prompt and max_tokens 100 are 4100.*96 or less"):
+    with pytest.raises(
+        ParameterError, match=r"4000 tokens of prompt and max_tokens 100 are 4100.*96 or less"
+    ):
         chat(model, kind="completion", messages=(), prompt=(300,) * 4000, sampling=Sampling(max_tokens=100))
 
 
@@ -134,7 +138,7 @@ def test_what_a_model_cannot_do_is_refused_by_name(
         if one != capability
     ]
     model = load(directory(tmp_path / "m", capabilities=able))
-    with pytest.raises(SpecError, match="the model 'm' does not support"):
+    with pytest.raises(ParameterError, match="the model 'm' does not support"):
         chat(model, options=options, **keys)
 
 
@@ -198,14 +202,14 @@ def test_text_parts_are_joined_and_images_taken_out(model: SimModel) -> None:
 
 def test_images_are_bounded_and_never_fetched(model: SimModel) -> None:
     two = (Message(role="user", content=(image(png(2, 2)), image(png(2, 2)))),)
-    with pytest.raises(SpecError, match="2 images"):
+    with pytest.raises(ParameterError, match="2 images"):
         chat(model, messages=two, limits=RequestLimits(max_images=1))
-    with pytest.raises(SpecError, match="2 × 2 pixels"):
+    with pytest.raises(ParameterError, match="2 × 2 pixels"):
         chat(model, messages=two, limits=RequestLimits(max_image_pixels=3))
-    with pytest.raises(SpecError, match="is longer than 10 bytes"):
+    with pytest.raises(ParameterError, match="is longer than 10 bytes"):
         chat(model, messages=two, limits=RequestLimits(max_image_bytes=10))
     afar: dict[str, Json] = {"type": "image_url", "image_url": {"url": "http://example.com/x.png"}}
-    with pytest.raises(SpecError, match="nothing is fetched"):
+    with pytest.raises(ParameterError, match="nothing is fetched"):
         chat(model, messages=(Message(role="user", content=(afar,)),))
 
 
@@ -244,7 +248,7 @@ def test_guidance_may_come_as_a_response_format(model: SimModel) -> None:
     request = chat(model, response_format=wanted)
     assert request.choices[0].guidance == Guidance(kind="json_schema", value='{"type":"integer"}')
     assert chat(model, response_format={"type": "text"}).choices[0].guidance is None
-    with pytest.raises(SpecError, match="differ"):
+    with pytest.raises(ParameterError, match="differ"):
         chat(model, response_format=wanted, options=RunOptions(guidance=Guidance(kind="regex", value="a")))
 
 
@@ -272,8 +276,8 @@ def test_guidance_that_would_be_passed_over_is_refused_by_name(
 def test_tokens_to_draft_ask_for_a_draft(model: SimModel, tmp_path: Path) -> None:
     drafted = chat(model, options=RunOptions(draft_tokens=5), sampling=Sampling(n=2)).choices[0]
     assert (drafted.use_draft, drafted.draft_tokens) == (True, 5)
-    with pytest.raises(SpecError, match="draft_tokens and use_draft"):
+    with pytest.raises(ParameterError, match="draft_tokens and use_draft"):
         chat(model, options=RunOptions(draft_tokens=5, use_draft=False))
     alone = load(directory(tmp_path / "alone"))
-    with pytest.raises(SpecError, match="without a draft model"):
+    with pytest.raises(ParameterError, match="without a draft model"):
         chat(alone, options=RunOptions(draft_tokens=5))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweir.core.errors import ProtocolError, SpecError
+from tokenweir.core.errors import ParameterError, ProtocolError
 from tokenweir.core.requests import Message, Tool, ToolCall
 from tokenweir.runtime.engines.sim_tokens import (
     BOS,
@@ -63,7 +63,7 @@ def test_a_conversation_is_rendered_with_marks() -> None:
         '<|user|><|image|>what?<|end|><|assistant|><tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|end|>'
         "<|tool|>2<|end|><|assistant|><think>"
     )
-    with pytest.raises(SpecError, match="knows no role 'narrator'"):
+    with pytest.raises(ParameterError, match="knows no role 'narrator'"):
         FORM.render((Message(role="narrator", content="x"),), (), {})
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: needs the extra '
 
 from tests.factories.language_models import TOOL_TEMPLATE, edit_json, random_llama
 
-from tokenweir.core.errors import InputError, ProtocolError, SpecError
+from tokenweir.core.errors import InputError, ParameterError, ProtocolError
 from tokenweir.core.requests import Message, Tool, ToolCall
 from tokenweir.runtime.engines.mlx.fences import think_fence, tool_calls
 from tokenweir.runtime.engines.mlx.template import ChatTemplate
@@ -81,12 +81,12 @@ def test_contents_in_parts_are_text_for_a_template_that_does_not_see() -> None:
 def test_a_template_that_refuses_or_fails_or_breaks_out_is_the_request_s_error(
     source: str, said: str
 ) -> None:
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(ParameterError, match=said):
         rendered(source, *HELLO)
 
 
 def test_messages_and_tools_are_no_options() -> None:
-    with pytest.raises(SpecError, match="'messages' is not free"):
+    with pytest.raises(ParameterError, match="'messages' is not free"):
         rendered("{{ messages }}", *HELLO, messages=True)
 
 
@@ -99,7 +99,7 @@ def test_a_model_without_a_template_says_so(directory: Path) -> None:
     edit_json(directory / "tokenizer_config.json", chat_template=None)
     text = MlxText(directory)
     assert not text.has_template
-    with pytest.raises(SpecError, match="no chat template"):
+    with pytest.raises(ParameterError, match="no chat template"):
         text.render(HELLO, (), {})
 
 

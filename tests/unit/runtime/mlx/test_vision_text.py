@@ -8,7 +8,7 @@ pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: needs the extra '
 
 from tests.factories.language_models import random_llama
 
-from tokenweir.core.errors import SpecError
+from tokenweir.core.errors import ParameterError
 from tokenweir.core.requests import Json, Message
 from tokenweir.runtime.engines.mlx.vision_text import VisionText
 
@@ -54,5 +54,5 @@ def test_a_prompt_comes_back_as_text_with_its_special_tokens(tmp_path: Path) -> 
     text = VisionText(random_llama(tmp_path / "m"), "llava")
     rendered = text.render((Message(role="user", content="Grüße 🌊"),), (), {})
     assert text.text_of(text.encode(rendered, special=False)) == rendered
-    with pytest.raises(SpecError, match="token 99999"):
+    with pytest.raises(ParameterError, match="token 99999"):
         text.text_of([99999])

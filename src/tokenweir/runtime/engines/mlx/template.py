@@ -12,7 +12,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tokenweir.core.errors import InputError, SpecError
+from tokenweir.core.errors import InputError, ParameterError
 from tokenweir.core.requests import Json, Message, Tool
 
 _RESERVED: Final = frozenset({"messages", "tools"})
@@ -45,12 +45,13 @@ class ChatTemplate:
         """Return the prompt, ready for the answer unless ``options`` has ``add_generation_prompt`` false.
 
         Raises:
-            SpecError: the template refuses these messages, or fails at them.
+            ParameterError: the template refuses these messages, or fails at them.
         """
         taken = sorted(_RESERVED & options.keys())
         if taken:
-            raise SpecError(
+            raise ParameterError(
                 f"the template option {taken[0]!r} is not free",
+                param="chat_template_kwargs",
                 mend="messages and tools are their own fields",
             )
         values: dict[str, Json] = {"add_generation_prompt": True, **self._tokens, **options}
@@ -62,12 +63,15 @@ class ChatTemplate:
                 **values,
             )
         except TemplateError as error:
-            raise SpecError(
-                f"the chat template refuses the messages: {error}", mend="send them in the order it expects"
+            raise ParameterError(
+                f"the chat template refuses the messages: {error}",
+                param="messages",
+                mend="send them in the order it expects",
             ) from error
         except Exception as error:  # a template is foreign code: whatever it raises is its refusal
-            raise SpecError(
+            raise ParameterError(
                 f"the chat template fails at the messages: {type(error).__name__}: {error}",
+                param="messages",
                 mend="check roles, contents and tool calls",
             ) from error
 

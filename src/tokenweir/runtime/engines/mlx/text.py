@@ -11,7 +11,7 @@ from typing import Final, Protocol, cast
 
 from tokenizers import AddedToken, Tokenizer
 
-from tokenweir.core.errors import InputError, SpecError
+from tokenweir.core.errors import InputError, ParameterError
 from tokenweir.core.requests import Json, Message, Tool
 from tokenweir.ports.inference import Detokenizer, Markers
 from tokenweir.runtime.engines.mlx.detokenizing import detokenizers
@@ -76,11 +76,12 @@ class MlxText:
         """Return the prompt that the chat template makes.
 
         Raises:
-            SpecError: the model has no template, or it refuses the messages.
+            ParameterError: the model has no template, or it refuses the messages.
         """
         if self._template is None:
-            raise SpecError(
+            raise ParameterError(
                 f"the model in {self._path} has no chat template",
+                param="messages",
                 mend="ask for a completion of a prompt instead",
             )
         return self._template.render(messages, tools, options)

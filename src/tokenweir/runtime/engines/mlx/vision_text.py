@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from tokenweir.core.errors import SpecError
+from tokenweir.core.errors import ParameterError
 from tokenweir.core.requests import Json, Message, Tool
 from tokenweir.runtime.engines.mlx.text import MlxText
 from tokenweir.runtime.models.tokenizers import chat_template
@@ -29,7 +29,7 @@ class VisionText(MlxText):
         )
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], options: Mapping[str, Json]) -> str:
-        """Return the prompt that the chat template makes. Raises SpecError where it has none or refuses."""
+        """Return the prompt that the chat template makes. Raises ParameterError where it has none or refuses."""
         if self._places is None:
             return super().render(messages, tools, options)
         number = 0
@@ -53,10 +53,12 @@ class VisionText(MlxText):
         """Return the text of a prompt, its special tokens written out, for the family's own processor.
 
         Raises:
-            SpecError: a token has no text.
+            ParameterError: a token has no text.
         """
         size = self.tokenizer.get_vocab_size()
         odd = next((token for token in tokens if not 0 <= token < size), None)
         if odd is not None:
-            raise SpecError(f"the token {odd} has no text", mend="send messages, or text")
+            raise ParameterError(
+                f"the token {odd} has no text", param="prompt", mend="send messages, or text"
+            )
         return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
