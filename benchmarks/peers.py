@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.factories.tiny_model import build_tiny_model
+
 from benchmarks.harness import (
     CAPTURE,
     FINISHING,
@@ -23,7 +25,6 @@ from benchmarks.harness import (
     simulator,
 )
 from tokenweir.bench.corpora.shipped import shipped_prose
-from tokenweir.demo.tiny_model import build_tiny_model
 from tokenweir.sim.process import SimProcess
 
 HERE = Path(__file__).parent

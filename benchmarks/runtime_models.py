@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenweir.demo.tiny_model import ModelShape, build_tiny_model
+from tests.factories.tiny_model import ModelShape, build_tiny_model
 
 CACHE = Path(__file__).parent / "cache"
 SHAPE = ModelShape(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-
-from tokenweir.demo.tiny_model import Floats, ModelShape, build_tiny_model, write_safetensors
+from tests.factories.tiny_model import Floats, ModelShape, build_tiny_model, write_safetensors
 
 TEXTS = (
     "the weir holds the water back and the river measures its own flow",

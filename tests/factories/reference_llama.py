@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from tokenweir.demo.tiny_model import Floats
+from tests.factories.tiny_model import Floats
 
 
 class ReferenceLlama:

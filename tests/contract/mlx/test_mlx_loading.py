@@ -15,9 +15,9 @@ from tests.contract.mlx.conftest import Load
 from tests.contract.mlx.decoding import GREEDY, asked, decoder_of, one, run
 from tests.factories.language_models import edit_json
 from tests.factories.reference_llama import ReferenceLlama, read_safetensors
+from tests.factories.tiny_model import Floats, write_safetensors
 
 from tokenweir.core.errors import ConfigError, InputError, NoMemoryError, WeirError
-from tokenweir.demo.tiny_model import Floats, write_safetensors
 from tokenweir.ports.inference import Decoding, InferenceEngine, LoadSpec
 from tokenweir.runtime.engines import registry
 from tokenweir.runtime.engines.registry import EngineOptions

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.factories.tiny_model import ModelShape, build_tiny_model
 
-from tokenweir.demo.tiny_model import ModelShape, build_tiny_model
 from tokenweir.runtime.guidance.masks import GuideCompiler
 from tokenweir.runtime.guidance.vocabulary import Vocabulary, file_vocabulary, piece_vocabulary
 

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from tests.factories.tiny_model import ModelShape, build_tiny_model, write_safetensors
 
 from tokenweir.core.errors import InputError
 from tokenweir.core.requests import Json
-from tokenweir.demo.tiny_model import ModelShape, build_tiny_model, write_safetensors
 from tokenweir.runtime.models.manifest import Precision, read_card, weights_bytes
 from tokenweir.runtime.models.revision import hashes_path
 from tokenweir.runtime.models.safetensors import Tensor

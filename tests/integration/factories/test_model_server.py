@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.factories.model_server import ModelServer
+from tests.factories.tiny_model import ModelShape, build_tiny_model
 
 from tokenweir.core.errors import ResourceError
-from tokenweir.demo.model_server import ModelServer
-from tokenweir.demo.tiny_model import ModelShape, build_tiny_model
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="needs the extra 'demo'")
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.factories.tiny_model import Floats, ModelShape, build_tiny_model, write_safetensors
 from tokenizers import Tokenizer
-
-from tokenweir.demo.tiny_model import Floats, ModelShape, build_tiny_model, write_safetensors
 
 SMALL = ModelShape(vocabulary=400, hidden=32, layers=1, feed_forward=48)
 TEXTS = ["the weir holds the water back", "the water falls over the weir", "how fast does the water fall"] * 4
