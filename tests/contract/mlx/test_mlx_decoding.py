@@ -112,7 +112,8 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(load: Load, tmp_path:
         answer = one(decoder, prompt, lane=lane)
         assert (answer.tokens, answer.finish) == (expected[: expected.index(stop)], "stop")
         assert answer.drawn[-1].token == -1
-    assert one(decoder, prompt, msgspec.structs.replace(GREEDY, ignore_eos=True)).tokens == expected
+    on = msgspec.structs.replace(GREEDY, ignore_eos=True, max_tokens=len(expected))
+    assert one(decoder, prompt, on).tokens == expected
     least = msgspec.structs.replace(GREEDY, min_tokens=expected.index(stop) + 3)
     assert len(one(decoder, prompt, least).tokens) >= least.min_tokens
     assert stop not in one(decoder, prompt, least).tokens[: least.min_tokens]
