@@ -23,6 +23,8 @@ NAMES = (
     "compare_million",
     "sim_ceiling",
     "decode",
+    "runtime_engine",
+    "runtime_http",
     "gateway_direct",
     "gateway_streams",
     "gateway_queued",
