@@ -97,7 +97,7 @@ def test_a_process_of_the_run_that_is_killed_leaves_what_it_had_written(
     tmp_path: Path, sim: SimProcess, victim: str
 ) -> None:
     name = "engine.worker" if victim == "worker" else "finishing.process"
-    short = ("--duration", "2s", "--arrival", "concurrency=4", "--max-tokens", "8", "--workers", "2")
+    short = ("--duration", "8s", "--arrival", "concurrency=4", "--max-tokens", "8", "--workers", "2")
     with bench(sim.url, tmp_path / "run", *short) as running:
         running.until((tmp_path / "run/work/load-0/worker-1/rows.i64").exists)
         rows = tmp_path / "run/work/load-0/worker-0/rows.i64"
