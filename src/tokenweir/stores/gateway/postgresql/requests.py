@@ -20,6 +20,7 @@ _COLUMNS: Final = (
     "request, key_id, user_id, team_id, model, mode, lane, route, at, body, body_hash,"
     " coalesce(idempotency, ''), priority, deadline_at, webhook, attempt, lease_until, cancel_at, ended_at,"
     " last_seq, log, first_offset"
+    f", greatest(0, lease_until - {NOW}), deadline_at - {NOW}"
 )
 _LISTED: Final = _COLUMNS.replace("body, body_hash", "''::bytea, body_hash").replace(" log,", " ''::bytea,")
 _GIVEN: Final = {
@@ -71,6 +72,7 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[]) WITH ORDINALITY AS g (request,
 JOIN gateway_requests q ON q.request = g.request
     OR (g.idempotency <> '' AND q.user_id = g.user_id AND q.idempotency = g.idempotency)
 """
+_QUEUED_NS: Final = 120_000_000_000
 _STEADY_NS: Final = 5_000_000_000
 """How old an acceptance is before its job counts as unpublished: until then its process is about to publish it."""
 
@@ -124,6 +126,12 @@ class PostgresqlRequests:
             "SELECT request, attempt FROM gateway_requests WHERE request = ANY($1::bytea[])", list(requests)
         )
         return {row[0]: row[1] for row in rows}
+
+    async def began(self, request: bytes) -> int | None:
+        """Return when a request was taken on by the stores' clock (Unix ns), once somebody has claimed it."""
+        query = "SELECT at FROM gateway_requests WHERE request = $1 AND attempt > 0"
+        rows = await self._database.fetch(query, request)
+        return int(rows[0][0]) if rows else None
 
     async def get(self, request: bytes) -> RequestRecord | None:
         """Return a request, or ``None``."""
@@ -184,13 +192,33 @@ class PostgresqlRequests:
     async def abandoned(self, limit: int) -> Sequence[RequestRecord]:
         """Return requests that were claimed and have neither ended nor a lease that stands.
 
-        One that was never claimed waits in the queue, which delivers it again if a worker is lost before it claims.
+        One that was never claimed waits in the queue, which delivers it again if a worker is lost before it claims;
+        so does one whose worker was lost, or which is to be tried again later, for as long as that may take.
         """
         query = (
             f"SELECT {_COLUMNS} FROM gateway_requests WHERE ended_at IS NULL AND attempt > 0"  # noqa: S608
-            f" AND lease_until <= {NOW} ORDER BY lease_until LIMIT $1"
+            f" AND lease_until <= {NOW} - CASE mode WHEN 'direct' THEN 0 ELSE $2 END ORDER BY lease_until LIMIT $1"
         )
-        return [_record(row) for row in await self._database.fetch(query, limit)]
+        return [_record(row) for row in await self._database.fetch(query, limit, _QUEUED_NS)]
+
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[RequestRecord]:
+        """Return up to ``limit`` requests whose body, or log where it is not empty, does not begin with ``prefix``."""
+        query = (
+            f"SELECT {_COLUMNS} FROM gateway_requests WHERE substr(body, 1, $1) <> $2"  # noqa: S608 - own words
+            " OR (length(log) > 0 AND substr(log, 1, $1) <> $2) LIMIT $3"
+        )
+        return [_record(row) for row in await self._database.fetch(query, len(prefix), prefix, limit)]
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
+        query = (
+            "UPDATE gateway_requests q SET body = g.body,"
+            " log = CASE WHEN length(g.log) > 0 THEN g.log ELSE q.log END"
+            " FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS g (request, body, log)"
+            " WHERE q.request = g.request"
+        )
+        columns = zip(*sorted(batch), strict=True)
+        await self._database.fetch(query, *(list(column) for column in columns))
 
 
 def _values(wanted: Acceptance, at: int) -> tuple[object, ...]:
