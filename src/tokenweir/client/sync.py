@@ -1,0 +1,329 @@
+"""The client for programs that block."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question
+from tokenweir.client.options import Options, Origin
+from tokenweir.client.plans import (
+    Answer,
+    Ask,
+    Came,
+    Hear,
+    Plan,
+    Planner,
+    Rest,
+    Step,
+    Tell,
+    name_of,
+)
+from tokenweir.client.results import BatchItem, concerns_all, item_key, lost, read_timeout
+from tokenweir.core.errors import ProtocolError, WeirError
+from tokenweir.core.events import Event
+from tokenweir.core.ids import new_id
+from tokenweir.core.status import RequestStatus, Submitted
+
+T = TypeVar("T")
+
+_PIECE: Final = 1 << 16
+_OK: Final = 200
+_BODY_MOST: Final = 256 << 20
+_IDLE_MOST_NS: Final = 30_000_000_000
+_NS: Final = 1_000_000_000
+
+
+class _Connection:
+    """A connection to a gateway."""
+
+    def __init__(self, origin: Origin, options: Options, context: ssl.SSLContext | None) -> None:
+        """Raises OSError."""
+        plain = socket.create_connection((origin.host, origin.port), timeout=options.connect_ns / _NS)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = plain
+        if context is not None:
+            try:
+                self._socket = context.wrap_socket(plain, server_hostname=origin.host)
+            except OSError:
+                plain.close()
+                raise
+        self.origin = origin
+        self.exchange = Exchange(origin)
+        self.idle_since_ns = 0
+        self.fresh = True
+
+    def send(self, question: Question, limit_ns: int) -> None:
+        """Send a request. Raises OSError."""
+        self._socket.settimeout(limit_ns / _NS)
+        self._socket.sendall(self.exchange.ask(question))
+
+    def head(self) -> Head:
+        """Return the head of the answer. Raises OSError, BrokenError."""
+        heard = self._next()
+        if not isinstance(heard, Head):
+            raise BrokenError("what came is no answer")
+        return heard
+
+    def piece(self, limit_ns: int) -> bytes:
+        """Return the next piece of the body; b"" is its end. Raises OSError, BrokenError."""
+        self._socket.settimeout(limit_ns / _NS)
+        heard = self._next()
+        return heard if isinstance(heard, bytes) else b""
+
+    def _next(self) -> Head | bytes | Part:
+        while (heard := self.exchange.heard()) is Part.MORE:
+            self.exchange.feed(self._socket.recv(_PIECE))
+        return heard
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
+
+
+class _Pool:
+    """Connections that wait for another request; threads share it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._idle: list[_Connection] = []
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return self.options.tls.context()
+
+    def take(self, origin: Origin) -> _Connection:
+        """Return a connection to a gateway. Raises OSError, and InputError for certificates that cannot be used."""
+        now_ns = time.monotonic_ns()
+        with self._lock:
+            for place in reversed(range(len(self._idle))):
+                if now_ns - self._idle[place].idle_since_ns > _IDLE_MOST_NS:
+                    self._idle.pop(place).close()
+                elif self._idle[place].origin == origin:
+                    return self._idle.pop(place)
+        return self.fresh(origin)
+
+    def fresh(self, origin: Origin) -> _Connection:
+        """Return a new connection. Raises as :meth:`take`."""
+        return _Connection(origin, self.options, self._context if origin.secure else None)
+
+    def give_back(self, connection: _Connection) -> None:
+        """Keep a connection whose answer was read, if it can carry another."""
+        if not connection.exchange.again():
+            connection.close()
+            return
+        connection.fresh = False
+        connection.idle_since_ns = time.monotonic_ns()
+        with self._lock:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+
+class _Doing:
+    """Does the steps of one plan."""
+
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
+        self._connection: _Connection | None = None
+
+    def do(self, step: Step) -> Came:
+        """Do a step and return what came of it."""
+        try:
+            match step:
+                case Ask():
+                    return self._ask(step)
+                case Hear():
+                    return self._hear(step)
+                case Rest():
+                    time.sleep(step.rest_ns / _NS)
+                case Tell():
+                    pass
+        except (OSError, BrokenError) as error:
+            self.close()
+            return lost(error)
+        return None
+
+    def _ask(self, step: Ask) -> Answer:
+        self.close()
+        connection = self._connection = self._pool.take(step.origin)
+        try:
+            connection.send(step.question, step.limit_ns)
+            head = connection.head()
+        except TimeoutError:
+            raise
+        except (OSError, BrokenError):
+            if connection.fresh:
+                raise
+            # The gateway may close a connection that waits at any moment; this says nothing of the gateway.
+            connection.close()
+            connection = self._connection = self._pool.fresh(step.origin)
+            connection.send(step.question, step.limit_ns)
+            head = connection.head()
+        if step.streamed and head.status == _OK:
+            return Answer(head.status, head.headers)
+        pieces: list[bytes] = []
+        size = 0
+        while piece := connection.piece(step.limit_ns):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _BODY_MOST:
+                raise ProtocolError(f"the answer is longer than {_BODY_MOST} bytes")
+        self._over()
+        return Answer(head.status, head.headers, b"".join(pieces))
+
+    def _hear(self, step: Hear) -> bytes:
+        if self._connection is None:
+            return b""
+        piece = self._connection.piece(step.limit_ns)
+        if not piece:
+            self._over()
+        return piece
+
+    def _over(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.give_back(connection)
+
+    def close(self) -> None:
+        """Let go of a connection amid an answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class Client:
+    """A client of one gateway, or of several of one service. Threads may share it; close it, or use it in ``with``.
+
+    A lost connection is made again, at another gateway where there are several, and streams go on where they
+    stopped. Whatever is submitted is submitted once. Raises errors of :mod:`tokenweir.core.errors`.
+    """
+
+    def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
+        """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
+        self._planner = Planner(url, key, options or Options())
+        self._pool = _Pool(self._planner.options)
+
+    def submit(self, *, idempotency_key: str | None = None, **body: object) -> Submitted:
+        """Have a request taken on: ``model``, ``messages`` (or ``prompt``, ``input``), ``mode`` and OpenAI's fields.
+
+        Without ``idempotency_key`` the client makes one for this call. With the same one, and the same body, a
+        later call gives the same request.
+
+        Raises:
+            ParameterError, InputError: the body cannot be used.
+            ConflictError: the idempotency key was used with another body.
+            UnauthorizedError, ForbiddenError, NotFoundError: this key may not, or there is no such model.
+            QuotaExceededError: a limit is reached, for longer than the client is patient.
+            OverloadedError, UnavailableError, UnreachableError: no gateway took it on within that time.
+        """
+        return self._run(self._planner.submit(body, idempotency_key))
+
+    def status(self, request: str | Submitted) -> RequestStatus:
+        """Return how a request stands. Raises NotFoundError, and what :meth:`submit` raises of the connection."""
+        return self._run(self._planner.status(name_of(request)))
+
+    def cancel(self, request: str | Submitted) -> RequestStatus:
+        """Have a request stopped; what had come is kept, and charged. Raises as :meth:`status`."""
+        return self._run(self._planner.cancel(name_of(request)))
+
+    def wait(self, request: str | Submitted, *, timeout: str | int | None = None) -> RequestStatus:
+        """Return a request's status once it has ended, well or not; ``timeout`` is as ``"30s"``, or ns.
+
+        Raises DeadlineError when it has not ended by then: it goes on. Raises else as :meth:`status`.
+        """
+        return self._run(self._planner.wait(name_of(request), read_timeout(timeout)))
+
+    def stream(self, request: str | Submitted, *, after: int = -1) -> Generator[Event]:
+        """Yield each event above ``after`` once, in order, up to the end. Raises as :meth:`status`."""
+        return self._events(self._planner.follow(name_of(request), after))
+
+    def history(self, *, page: int = 50) -> Iterator[RequestStatus]:
+        """Yield one's own requests, newest first, without their results; asks for ``page`` of them at a time."""
+        cursor = None
+        while True:
+            found = self._run(self._planner.page(cursor, page))
+            yield from found.data
+            cursor = found.next_cursor
+            if cursor is None:
+                return
+
+    def batch(
+        self, bodies: Iterable[Mapping[str, object]], *, at_once: int = 64, key: str | None = None
+    ) -> Generator[BatchItem]:
+        """Have many requests answered, at most ``at_once`` at a time; yield each once it has ended, in order.
+
+        With ``key`` the same batch can be run again after a crash of the caller: what was taken on is not taken on
+        again. A body that is refused gives an item with its error; what concerns all, as a key that is not valid, is
+        raised.
+        """
+        name = key or new_id("batch")
+        coming: deque[tuple[int, Submitted | WeirError]] = deque()
+        for index, body in enumerate(bodies):
+            if len(coming) >= at_once:
+                yield self._item(*coming.popleft())
+            try:
+                plan = self._planner.submit(body, item_key(name, index))
+                coming.append((index, self._run(plan)))
+            except WeirError as error:
+                if concerns_all(error):
+                    raise
+                coming.append((index, error))
+        while coming:
+            yield self._item(*coming.popleft())
+
+    def close(self) -> None:
+        """Let go of connections that wait."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _item(self, index: int, taken: Submitted | WeirError) -> BatchItem:
+        if isinstance(taken, WeirError):
+            return BatchItem(index=index, error=taken)
+        return BatchItem(index=index, status=self.wait(taken))
+
+    def _run(self, plan: Plan[T]) -> T:
+        """Do a plan and return its result."""
+        came: Came = None
+        with closing(_Doing(self._pool)) as doing:
+            while True:
+                try:
+                    step = plan.send(came)
+                except StopIteration as done:
+                    return done.value
+                came = doing.do(step)
+
+    def _events(self, plan: Plan[None]) -> Generator[Event]:
+        """Do a plan and yield what it tells."""
+        came: Came = None
+        with closing(_Doing(self._pool)) as doing:
+            while True:
+                try:
+                    step = plan.send(came)
+                except StopIteration:
+                    return
+                if isinstance(step, Tell):
+                    came = None
+                    yield step.event
+                else:
+                    came = doing.do(step)

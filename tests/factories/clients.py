@@ -1,0 +1,74 @@
+"""The asynchronous client, driven from outside a loop, so that one test asks both clients the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from tokenweir.client import AsyncClient, BatchItem, Client, Options, RequestStatus, Submitted
+from tokenweir.core.events import Event
+
+
+class DrivenClient:
+    """The calls of :class:`Client`, made by an :class:`AsyncClient`."""
+
+    def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(url, key, options=options)
+
+    def submit(self, *, idempotency_key: str | None = None, **body: object) -> Submitted:
+        return self._runner.run(self._client.submit(idempotency_key=idempotency_key, **body))
+
+    def status(self, request: str | Submitted) -> RequestStatus:
+        return self._runner.run(self._client.status(request))
+
+    def cancel(self, request: str | Submitted) -> RequestStatus:
+        return self._runner.run(self._client.cancel(request))
+
+    def wait(self, request: str | Submitted, *, timeout: str | int | None = None) -> RequestStatus:
+        return self._runner.run(self._client.wait(request, timeout=timeout))
+
+    def stream(self, request: str | Submitted, *, after: int = -1) -> Iterator[Event]:
+        events = self._client.stream(request, after=after)
+
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        while (event := self._runner.run(following())) is not None:
+            yield event
+
+    def history(self, *, page: int = 50) -> Iterator[RequestStatus]:
+        async def whole() -> list[RequestStatus]:
+            return [status async for status in self._client.history(page=page)]
+
+        return iter(self._runner.run(whole()))
+
+    def batch(
+        self, bodies: Iterable[Mapping[str, object]], *, at_once: int = 64, key: str | None = None
+    ) -> Iterator[BatchItem]:
+        async def whole() -> list[BatchItem]:
+            return [item async for item in self._client.batch(bodies, at_once=at_once, key=key)]
+
+        return iter(self._runner.run(whole()))
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+
+AnyClient: TypeAlias = Client | DrivenClient
+KINDS: Mapping[str, type[Client | DrivenClient]] = {"Client": Client, "AsyncClient": DrivenClient}
+
+
+@contextmanager
+def opened(
+    kind: str, url: str | Sequence[str], key: str, options: Options | None = None
+) -> Generator[AnyClient]:
+    """Give a client of a kind."""
+    client = KINDS[kind](url, key, options=options)
+    try:
+        yield client
+    finally:
+        client.close()
