@@ -28,6 +28,7 @@ NAMES = (
     "gateway_direct",
     "gateway_streams",
     "gateway_queued",
+    "gateway_events",
     "gateway_start",
 )
 """Every benchmark, in the order of the tables in the documentation."""

@@ -6,6 +6,8 @@ simulator. It reads of an answer what it needs to find its end, and nothing else
 
 from __future__ import annotations
 
+import http.client
+import json
 import multiprocessing
 import os
 import select
@@ -27,6 +29,7 @@ from tokenweir.sim.process import SimFlags, SimProcess
 
 START_S = 60.0
 EMPTY_CHUNK = b"0\r\n\r\n"
+QUEUED = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,17 @@ def request(path: str, body: bytes, key: str = "", *, method: bytes = b"POST") -
         )
         + b"content-length: %d\r\n\r\n%b" % (len(body), body)
     )
+
+
+def submitted(door: Door) -> str:
+    """Have a request accepted into the queue, and return the path of its status."""
+    place = urlsplit(door.url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    headers = {"authorization": f"Bearer {door.key}", "content-type": "application/json"}
+    connection.request("POST", "/v1/requests", QUEUED, headers)
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return f"/v1/requests/{answer['request_id']}"
 
 
 def drive(url: str, load: Load, *, doors: Sequence[Door] = ()) -> tuple[Loaded, list[float]]:

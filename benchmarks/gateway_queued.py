@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from benchmarks.gateway_load import Door, Load, drive, gateway, request, simulator
+from benchmarks.gateway_load import QUEUED, Load, drive, gateway, request, simulator, submitted
 from benchmarks.harness import Figure, Result, measured
 
-BODY = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
 IN_FLIGHT = 256
 WINDOW_S = 2.0
 
@@ -35,9 +31,9 @@ def measure(rounds: int) -> Result:
 def _round(_out: Path) -> Mapping[str, float]:
     # An answer takes long, so that acceptance alone is measured, with as many at work as may be.
     with simulator(ttft="constant:30s", connections=4096) as sim, gateway(sim.url, patience_s=2.0) as door:
-        load = Load(request("/v1/requests", BODY, door.key), IN_FLIGHT, WINDOW_S)
+        load = Load(request("/v1/requests", QUEUED, door.key), IN_FLIGHT, WINDOW_S)
         accepted, (cpu,) = drive(door.url, load, doors=[door])
-        status = request(_one(door), b"", door.key, method=b"GET")
+        status = request(submitted(door), b"", door.key, method=b"GET")
         asked, _ = drive(door.url, Load(status, 4, WINDOW_S))
     return {
         "accepted": accepted.rate,
@@ -48,14 +44,3 @@ def _round(_out: Path) -> Mapping[str, float]:
         "status calls": asked.rate,
         "status call p99, 4 in flight": asked.quantile_ms(0.99),
     }
-
-
-def _one(door: Door) -> str:
-    """Have a request accepted, and return the path of its status."""
-    place = urlsplit(door.url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
-    headers = {"authorization": f"Bearer {door.key}", "content-type": "application/json"}
-    connection.request("POST", "/v1/requests", BODY, headers)
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    return f"/v1/requests/{answer['request_id']}"
