@@ -16,11 +16,20 @@ import re
 import tomllib
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar, cast, get_args
+from types import UnionType
+from typing import Annotated, Literal, NoReturn, Self, TypeVar, Union, cast, get_args, get_origin
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tokenweir.core.errors import ConfigError, InputError
 from tokenweir.core.units import parse_duration
@@ -184,6 +193,44 @@ class StoreSettings(SettingsModel):
     runs: Path = Field(default=Path("runs"), description="The directory in which run directories are made.")
 
 
+class _IdentitySettings(SettingsModel):
+    """A certificate of ours."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    key_password: SecretRef | None = Field(
+        default=None, description="Where the password of an encrypted key is found."
+    )
+
+
+class TlsSettings(_IdentitySettings):
+    """A listener's ``tls`` table: TLS 1.2 and above, and nothing else at its port."""
+
+    certificate: Path = Field(description="PEM file of the certificate, and of what leads to its authority.")
+    key: Path = Field(description="PEM file of its private key.")
+    client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authority whose certificates clients must show; without one they need none.",
+    )
+
+
+class ClientTlsSettings(_IdentitySettings):
+    """A client's ``tls`` table: whom it trusts, and what it shows."""
+
+    ca: Path | None = Field(
+        default=None, description="PEM file of the authority to trust, in the stead of the system's."
+    )
+    certificate: Path | None = Field(default=None, description="PEM file of the certificate to show.")
+    key: Path | None = Field(default=None, description="PEM file of its private key.")
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            reason = "a certificate and its key belong together"
+            raise ValueError(reason)
+        return self
+
+
 class EndpointSettings(SettingsModel):
     """``[[endpoints]]``: a served model, under a name."""
 
@@ -203,6 +250,9 @@ class EndpointSettings(SettingsModel):
         default=None, description="The model's revision, which it may not say itself."
     )
     weight: float = Field(default=1.0, gt=0, description="Its share where several endpoints share work.")
+    tls: ClientTlsSettings | None = Field(
+        default=None, description="Whom to trust at an https:// URL, and what to show there."
+    )
 
     @field_validator("url")
     @classmethod
@@ -313,10 +363,11 @@ def _inner_model(annotation: object) -> tuple[type[BaseModel] | None, bool]:
     """Return the table that a field's type holds, if any, and whether it holds many."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
+    optional = get_origin(annotation) in {Union, UnionType}
     for part in cast("tuple[object, ...]", get_args(annotation)):
-        inner, _ = _inner_model(part)
+        inner, many = _inner_model(part)
         if inner is not None:
-            return inner, True
+            return inner, many or not optional
     return None, False
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeGuard, get_args, get_origin
+from types import UnionType
+from typing import Literal, TypeGuard, Union, get_args, get_origin
 
 import click
 import msgspec
@@ -64,7 +65,11 @@ def _table(annotation: object) -> tuple[type[BaseModel], bool]:
     if _is_table(annotation):
         return annotation, False
     inner = next(one for one in get_args(annotation) if _is_table(one))
-    return inner, True
+    return inner, not _is_optional(annotation)
+
+
+def _is_optional(annotation: object) -> bool:
+    return get_origin(annotation) in {Union, UnionType}
 
 
 def _row(key: str, field: FieldInfo) -> str:
@@ -96,7 +101,7 @@ def _type_name(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{one}`" for one in get_args(annotation))
     if _holds_table(annotation):
-        return "list of tables"
+        return "table" if _is_optional(annotation) else "list of tables"
     inner = [one for one in get_args(annotation) if one not in {type(None), Ellipsis}]
     if inner and get_origin(annotation) is tuple:
         return f"list of {_type_name(inner[0])}"

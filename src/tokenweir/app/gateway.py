@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
@@ -12,10 +13,12 @@ import msgspec
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
+from tokenweir.asgi.tls import client, listener
 from tokenweir.backends.registry import backend
 from tokenweir.config import EndpointSettings
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import EndpointFacts
 from tokenweir.gateway.queued.dead import Graveyard, rotate
 from tokenweir.gateway.queued.node import QueuedPolicy, QueuedStores
@@ -33,6 +36,7 @@ from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
 from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
+from tokenweir.telemetry.refusals import Refusals
 
 FIRST_USER = "admin"
 
@@ -64,7 +68,9 @@ def opener(
     """
     facts = [(endpoint_facts(endpoint), endpoint.url) for endpoint in endpoints]
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
-    policy = queued_policy(settings)
+    policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
+    trust = trust_of(endpoints)
+    tls = listener(settings.gateway.tls, Refusals("tokenweir.gateway"))
     if only or not works:
         policy = msgspec.structs.replace(policy, works=False)
 
@@ -84,6 +90,9 @@ def opener(
                     controls=controls,
                     queued=policy,
                     only=only,
+                    tls=tls,
+                    trust=trust,
+                    rules=rules,
                 )
                 watch.cancel()
         finally:
@@ -134,6 +143,7 @@ def queued_policy(settings: Settings) -> QueuedPolicy:
             hosts=frozenset(collector.webhook_hosts),
             attempts=collector.webhook_attempts,
             timeout_ns=collector.webhook_timeout,
+            tls=client(collector.webhook_tls),
         ),
         seal_keys=tuple(SealingKey.read(key.read()) for key in settings.gateway.seal_keys),
     )
@@ -218,6 +228,12 @@ async def read_ledger(url: str, where: LedgerFilter) -> AsyncGenerator[LedgerRow
     async with open_ledger(url) as ledger:
         async for row in ledger.rows(where):
             yield row
+
+
+def trust_of(endpoints: Sequence[EndpointSettings]) -> dict[str, ssl.SSLContext]:
+    """Return how endpoints are spoken to over TLS, where the settings say. Raises ConfigError."""
+    found = {endpoint.name: client(endpoint.tls) for endpoint in endpoints}
+    return {name: context for name, context in found.items() if context is not None}
 
 
 def endpoint_facts(endpoint: EndpointSettings) -> EndpointFacts:

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from tokenweir.app import Settings
-from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy
+from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy, trust_of
+from tokenweir.asgi.tls import listener
 from tokenweir.backends.registry import backend
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Origin, UpstreamClient
@@ -17,7 +19,9 @@ from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import Price, PriceTable
 from tokenweir.gateway.metering.settling import Settler
 from tokenweir.gateway.queued.node import Metering, Workshop
-from tokenweir.gateway.queued.processes import Bench, Opener
+from tokenweir.gateway.queued.processes import Bench, Opener, Side
+from tokenweir.gateway.running import timeouts_of
+from tokenweir.telemetry.refusals import Refusals
 
 
 def need_shared(settings: Settings, what: str) -> None:
@@ -36,8 +40,10 @@ def bench_opener(settings: Settings, what: str) -> Opener:
         raise ConfigError("no endpoint is configured", mend="add an [[endpoints]] table")
     facts = [(endpoint_facts(endpoint), endpoint.url) for endpoint in settings.endpoints]
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in settings.endpoints}}
-    policy = queued_policy(settings)
+    policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     gateway = settings.gateway
+    trust = trust_of(settings.endpoints)
+    side = side_of(settings, what)
     prices = PriceTable(
         [
             Price(model=each.model, input=each.input, output=each.output, cached=each.cached)
@@ -54,7 +60,14 @@ def bench_opener(settings: Settings, what: str) -> Opener:
             pool = Pool(
                 [
                     Endpoint(
-                        each, UpstreamClient(Origin.parse(url), connections=gateway.endpoint_connections)
+                        each,
+                        UpstreamClient(
+                            Origin.parse(url),
+                            connections=gateway.endpoint_connections,
+                            timeouts=timeouts_of(gateway),
+                            tls=trust.get(each.name),
+                            rules=rules,
+                        ),
                     )
                     for each, url in facts
                 ]
@@ -68,6 +81,15 @@ def bench_opener(settings: Settings, what: str) -> Opener:
             )
             shop = Workshop(stores.queued, pool, metering, policy=policy, clock=SystemClock())
             health = HealthWatch(pool, controls, interval_ns=gateway.health_interval)
-            yield Bench(shop, settler=settler, pool=pool, health=health)
+            yield Bench(shop, settler=settler, pool=pool, health=health, side=side)
 
     return open_bench
+
+
+def side_of(settings: Settings, what: str) -> Side | None:
+    """Return where a worker or collector tells how it is, if it does. Raises ConfigError."""
+    told = settings.worker if what == "worker" else settings.collector
+    if told.metrics_port is None:
+        return None
+    refused = Refusals(f"tokenweir.{what}")
+    return Side(host=told.metrics_host, port=told.metrics_port, tls=listener(told.tls, refused))

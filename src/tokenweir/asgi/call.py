@@ -115,10 +115,19 @@ class Call:
 
         Raises:
             BodyTooLargeError: it is longer than ``most_bytes``, by its own account or by count.
+            ContentTypeError: it is compressed.
             SlowRequestError: it was not there in time.
             DisconnectedError: the client went away.
         """
-        said = self.header(b"content-length")
+        said = None
+        for name, value in cast("Headers", self._scope["headers"]):
+            if name == b"content-length":
+                said = value
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                # What a few bytes unpack to has no bound.
+                raise ContentTypeError(
+                    f"the body is encoded as {value.decode('latin-1')!r}", mend="send it as it is"
+                )
         if said is not None and said.isdigit() and int(said) > most_bytes:
             raise _too_large(most_bytes)
         whole = self._wire.body() if self._wire is not None else None

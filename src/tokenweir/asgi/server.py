@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Generator
 from typing import Any, Final, Protocol, cast
 
@@ -173,7 +174,7 @@ class HttpServer:
     """Serves an application at an address. It listens from the moment it is made; ``url`` is where.
 
     ``drain_timeout_ns`` is how long answers on their way may take once it was closed. ``message_bytes`` is the
-    longest message of a WebSocket; without it there are none.
+    longest message of a WebSocket; without it there are none. With ``tls`` it speaks TLS and nothing else.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -188,10 +189,13 @@ class HttpServer:
         bounds: Bounds | None = None,
         drain_timeout_ns: int = 30 * _NS_PER_S,
         message_bytes: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._socket = _bind(host, port)
         self.port = cast("int", self._socket.getsockname()[1])
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.url = (
+            f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        )
         bounds = bounds or Bounds()
         protocol = type("_BoundedProtocol", (_Protocol,), {"bounds": bounds})
         config = uvicorn.Config(
@@ -210,6 +214,8 @@ class HttpServer:
             timeout_graceful_shutdown=max(1, drain_timeout_ns // _NS_PER_S),
             backlog=_BACKLOG,
         )
+        config.load()
+        config.ssl = tls
         self._server = _Uvicorn(config)
 
     async def serve(self) -> None:

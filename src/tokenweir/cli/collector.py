@@ -15,4 +15,7 @@ def command() -> None:
 
     It needs stores that several processes may share; over embedded ones, weir up does all of it.
     """
-    run_collector(bench_opener(start(), "collector"), lambda: click.echo("weir collector: ready"))
+    run_collector(
+        bench_opener(start(), "collector"),
+        lambda where: click.echo(f"weir collector: {where} ready" if where else "weir collector: ready"),
+    )

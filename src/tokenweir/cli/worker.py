@@ -20,6 +20,6 @@ def command(*, concurrency: int | None) -> None:
     settings = start({"worker.concurrency": concurrency})
     run_worker(
         bench_opener(settings, "worker"),
-        lambda: click.echo("weir worker: ready"),
+        lambda where: click.echo(f"weir worker: {where} ready" if where else "weir worker: ready"),
         drain_ns=settings.gateway.drain_timeout,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 import msgspec
@@ -17,6 +18,7 @@ from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
 from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
 from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClient
@@ -43,7 +45,8 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind.
 
-    ``only`` names the paths of the door, if not all.
+    ``only`` names the paths of the door, if not all; ``tls`` is what it speaks, if TLS. ``trust`` is how endpoints are
+    spoken to over TLS, by their names, and ``rules`` where they may be.
     """
 
     settings: Settings
@@ -53,6 +56,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     controls: Mapping[str, Control] = {}
     queued: QueuedPolicy = QueuedPolicy()
     only: frozenset[str] = frozenset()
+    tls: ssl.SSLContext | None = None
+    trust: Mapping[str, ssl.SSLContext] = {}
+    rules: AddressRules | None = None
 
 
 class Gateway:
@@ -107,6 +113,7 @@ class Gateway:
                 streams=settings.max_streams,
                 event_streams=settings.max_event_streams,
                 heartbeat_ns=settings.heartbeat,
+                log_prompts=settings.log_prompts,
             ),
             queued=self.queued,
             only=node.only,
@@ -123,6 +130,7 @@ class Gateway:
             ),
             drain_timeout_ns=settings.drain_timeout,
             message_bytes=settings.max_body_bytes,
+            tls=node.tls,
         )
         self._drain_s = settings.drain_timeout / 1e9
         self.url = self._server.url
@@ -177,16 +185,27 @@ class Gateway:
 
 def _endpoints(node: Node) -> list[Endpoint]:
     settings = node.settings
-    timeouts = Timeouts(
-        connect_ns=settings.connect_timeout, head_ns=settings.answer_timeout, idle_ns=settings.silence_timeout
-    )
+    timeouts = timeouts_of(settings)
     return [
         Endpoint(
             facts,
-            UpstreamClient(Origin.parse(url), connections=settings.endpoint_connections, timeouts=timeouts),
+            UpstreamClient(
+                Origin.parse(url),
+                connections=settings.endpoint_connections,
+                timeouts=timeouts,
+                tls=node.trust.get(facts.name),
+                rules=node.rules,
+            ),
         )
         for facts, url in node.endpoints
     ]
+
+
+def timeouts_of(settings: Settings) -> Timeouts:
+    """Return how long endpoints may take."""
+    return Timeouts(
+        connect_ns=settings.connect_timeout, head_ns=settings.answer_timeout, idle_ns=settings.silence_timeout
+    )
 
 
 def run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from tokenweir.config import DurationNs, SecretRef, SettingsModel
+from tokenweir.config import ClientTlsSettings, DurationNs, SecretRef, SettingsModel, TlsSettings
 
 _S = 1_000_000_000
 
@@ -27,6 +27,13 @@ class Settings(SettingsModel):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    tls: TlsSettings | None = Field(default=None, description="TLS for the door; without it, plain HTTP.")
+    log_prompts: bool = Field(default=False, description="Write the bodies of requests into the log.")
+    endpoint_networks: tuple[str, ...] = Field(
+        default=(),
+        description="Networks (10.0.0.0/8) that endpoints may be in; without any, all but link-local ones, where"
+        " clouds keep their metadata, and those that are no host's.",
+    )
     max_body_bytes: int = Field(default=8 << 20, gt=0, description="Longest request body.")
     max_header_bytes: int = Field(default=32 << 10, gt=0, description="Longest request line and headers.")
     read_timeout: DurationNs = Field(
@@ -100,6 +107,11 @@ class WorkerSettings(SettingsModel):
     lease: DurationNs = Field(
         default=30 * _S, gt=0, description="How long a worker that is gone keeps others from its requests."
     )
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the door of metrics and probes.")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65_535, description="Its port; 0 picks a free one, without one there is none."
+    )
+    tls: TlsSettings | None = Field(default=None, description="TLS for that door; without it, plain HTTP.")
     sweep_interval: DurationNs = Field(
         default=5 * _S, gt=0, description="How often requests that nobody has in hand are looked for."
     )
@@ -118,6 +130,14 @@ class CollectorSettings(SettingsModel):
         default=(), description="Hosts that webhooks may name although their addresses are not public."
     )
     webhook_attempts: int = Field(default=8, ge=1, le=20, description="How often a webhook is called in all.")
+    webhook_tls: ClientTlsSettings | None = Field(
+        default=None, description="Whom webhooks trust at https:// URLs, and what they show there."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the door of metrics and probes.")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65_535, description="Its port; 0 picks a free one, without one there is none."
+    )
+    tls: TlsSettings | None = Field(default=None, description="TLS for that door; without it, plain HTTP.")
     webhook_timeout: DurationNs = Field(
         default=10 * _S, gt=0, description="How long a webhook may take to answer."
     )

@@ -14,6 +14,7 @@ import uvloop
 
 from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
+from tokenweir.asgi.tls import listener
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import CancelledError, WeirError
 from tokenweir.runtime.engine import Engine
@@ -24,6 +25,7 @@ from tokenweir.runtime.http.metrics import Metrics
 from tokenweir.runtime.images import ImageLimits
 from tokenweir.runtime.settings import Settings
 from tokenweir.runtime.warmup import keep_warm, warm_loaded
+from tokenweir.telemetry.refusals import Refusals
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -87,6 +89,7 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
         settings.port,
         bounds=_bounds(settings),
         drain_timeout_ns=settings.drain_timeout,
+        tls=listener(settings.tls, Refusals("tokenweir.runtime")),
     )
     failed: WeirError | None = None
     with stop.watching():
@@ -137,7 +140,7 @@ async def _grpc(door: Door, settings: Settings) -> AsyncGenerator[str]:
         yield ""
         return
     module = import_module("tokenweir.runtime.rpc_door.service")
-    server = cast("_GrpcDoor", module.GrpcServer(door, settings.host, settings.grpc_port))
+    server = cast("_GrpcDoor", module.GrpcServer(door, settings.host, settings.grpc_port, tls=settings.tls))
     await server.start()
     try:
         yield server.address

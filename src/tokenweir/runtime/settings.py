@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import platformdirs
 from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
-from tokenweir.config import DurationNs, SecretRef, SettingsModel
+from tokenweir.config import DurationNs, SecretRef, SettingsModel, TlsSettings
 from tokenweir.core.errors import ConfigError
 from tokenweir.runtime.models.artifacts import LIMIT_BYTES
 
@@ -106,6 +106,9 @@ class Settings(SettingsModel):
     )
     api_key: SecretRef | None = Field(
         default=None, description="Key that clients must send, as env:NAME or file:PATH."
+    )
+    tls: TlsSettings | None = Field(
+        default=None, description="TLS for HTTP and gRPC; without it, both are plain."
     )
     log_prompts: bool = Field(
         default=False, description="Write prompts and answers of chats and completions into the log."

@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from tokenweir.asgi.call import Call, DisconnectedError, Receive, Scope, Send
-from tokenweir.asgi.problems import problem
+from tokenweir.asgi.problems import logged, problem
 from tokenweir.core.errors import WeirError
 from tokenweir.gateway.doors import sockets
 from tokenweir.gateway.doors.door import Door, RequestId
@@ -70,11 +70,9 @@ class App:
             "duration_ms": round(took_ns / 1e6, 3),
         }
         if isinstance(error, WeirError):
+            # What a message quotes of a body may be a prompt.
             _LOG.log(
-                level,
-                "request refused",
-                **fields,
-                **{"error.type": error.code, "error.message": error.message},
+                level, "request refused", **fields, **logged(error, quotes=self._door.limits.log_prompts)
             )
         elif error is not None:
             _LOG.error("request failed", exc_info=error, **fields)

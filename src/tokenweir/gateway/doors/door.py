@@ -17,20 +17,26 @@ from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
 from tokenweir.gateway.doors.streams import Streams
 from tokenweir.gateway.queued.node import Queued
 from tokenweir.ports.access import Caller, Keyring, Permission
+from tokenweir.telemetry.logs import get_logger
 
+_LOG = get_logger("tokenweir.gateway")
 _BEARER = b"bearer "
 _RANDOM_BYTES = 8
 _POOL_BYTES = 512 * _RANDOM_BYTES
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may send, how slowly, and how many direct requests and event streams there may be at once."""
+    """What a client may send, how slowly, and how many direct requests and event streams there may be at once.
+
+    ``log_prompts`` lets bodies into the log.
+    """
 
     body_bytes: int = 8 << 20
     read_timeout_ns: int = 30_000_000_000
     streams: int = 8192
     event_streams: int = 12_000
     heartbeat_ns: int = 15_000_000_000
+    log_prompts: bool = False
 
 
 class Door:
@@ -100,7 +106,10 @@ class Door:
 
     async def body(self, call: Call) -> bytes:
         """Return a request's body, within the limits."""
-        return await call.body(self.limits.body_bytes, self.limits.read_timeout_ns)
+        body = await call.body(self.limits.body_bytes, self.limits.read_timeout_ns)
+        if self.limits.log_prompts:
+            _LOG.info("request body", request_id=call.id, body=body.decode("utf-8", "replace"))
+        return body
 
 
 class _Random:

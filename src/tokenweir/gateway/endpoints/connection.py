@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._paused = False
         self._failure: EndpointError | None = None
+        self._coded = b""
         self.due = 0.0
         """By when, on the loop's clock, what is waited for has to come; 0 while nothing is waited for."""
         self.used = False
@@ -140,6 +141,10 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(ProtocolError(f"the answer is not HTTP/1.1: {error}"))
             return
+        if self._coded:
+            # Nobody has asked for it, and what a few bytes unpack to has no bound.
+            self._fail(ProtocolError(f"the answer is encoded as {self._coded!r}, which was not asked for"))
+            return
         if not self.status and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(ProtocolError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes"))
             return
@@ -180,7 +185,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
-        self.headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-encoding" and value.lower() != b"identity":
+            self._coded = value
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Keep the status; an interim answer is none."""
@@ -188,6 +196,8 @@ class Connection(asyncio.Protocol):
         status = parser.get_status_code() if parser is not None else 0
         if 100 <= status < 200:  # noqa: PLR2004 - HTTP's own class of interim answers
             self.headers = []
+            return
+        if self._coded:
             return
         self.status = status
         self.reusable = parser is not None and parser.should_keep_alive()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
+from tokenweir.asgi import tls as tls_of
 from tokenweir.core.errors import ConfigError, OverloadedError, ProtocolError, UnreachableError
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.connection import Connection
 
 _PORTS: Final = {"http": 80, "https": 443}
 _SECOND_NS: Final = 1_000_000_000
+_REDIRECTS: Final = range(300, 400)
 _WHOLE_BYTES: Final = 64 << 20
 
 
@@ -133,10 +137,12 @@ class UpstreamClient:
         waiting: int = 1024,
         timeouts: Timeouts | None = None,
         tls: ssl.SSLContext | None = None,
+        rules: AddressRules | None = None,
     ) -> None:
         self.origin = origin
         self.timeouts = timeouts or Timeouts()
-        self._tls = tls or (ssl.create_default_context() if origin.scheme == "https" else None)
+        self._tls = (tls or tls_of.client_context()) if origin.scheme == "https" else None
+        self._rules = rules or AddressRules()
         self._most, self._most_waiting = connections, waiting
         self._idle: list[Connection] = []
         self._open = 0
@@ -175,6 +181,13 @@ class UpstreamClient:
                 self.give_back(connection)
                 raise
             else:
+                if connection.status in _REDIRECTS:
+                    status, connection.reusable = connection.status, False
+                    self.give_back(connection)
+                    raise ProtocolError(
+                        f"{self.origin.authority} redirects ({status}), which is not followed",
+                        mend="let the endpoint's URL be where it leads",
+                    )
                 return Answer(self, connection)
 
     def due(self, timeout_ns: int) -> float:
@@ -241,22 +254,47 @@ class UpstreamClient:
 
     async def _dial(self) -> Connection:
         origin = self.origin
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeouts.connect_ns / _SECOND_NS):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self._gone), origin.host, origin.port, ssl=self._tls
-                )
+                connection = await self._first_of(await self._rules.resolve(origin.host, origin.port))
         except TimeoutError:
             raise UnreachableError(
                 f"{origin.authority} did not take a connection within {self.timeouts.connect_ns / _SECOND_NS:g} s"
             ) from None
+        except ssl.SSLError as error:
+            raise UnreachableError(
+                f"no TLS with {origin.authority}: {tls_of.why(error)}",
+                mend="see the endpoint's tls table: its ca, certificate and key, and the endpoint's own",
+            ) from error
         except OSError as error:
             raise UnreachableError(
                 f"no connection to {origin.authority}: {error.strerror or error}",
                 mend="see that the endpoint runs and its URL is right",
             ) from error
         return connection
+
+    async def _first_of(self, addresses: Sequence[str]) -> Connection:
+        """Connect to the first that listens. What was looked at is what is connected to: a name may change its mind."""
+        loop = asyncio.get_running_loop()
+        name = self.origin.host if self._tls is not None else None
+        last = len(addresses) - 1
+        for position, address in enumerate(addresses):
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._gone),
+                    address,
+                    self.origin.port,
+                    ssl=self._tls,
+                    server_hostname=name,
+                )
+            except ssl.SSLError:
+                raise
+            except OSError:
+                if position == last:
+                    raise
+            else:
+                return connection
+        raise UnreachableError(f"{self.origin.authority} has no address")
 
     def _gone(self, connection: Connection) -> None:
         if connection in self._idle:

@@ -84,6 +84,7 @@ class Workshop:
         self, stores: QueuedStores, pool: Pool, metering: Metering, *, policy: QueuedPolicy, clock: Clock
     ) -> None:
         self.stores = stores
+        self.depth: QueueDepth | None = None
         self._policy = policy
         self.sealer = Sealer(policy.seal_keys)
         self.events: EventLog = (
@@ -150,6 +151,12 @@ class Workshop:
             ends=self.ends,
         )
 
+    async def measure(self) -> QueueDepth | None:
+        """Return how the queue stands, or as it stood when it could last be asked."""
+        with contextlib.suppress(UnavailableError):
+            self.depth = await self.stores.jobs.depth()
+        return self.depth
+
     async def drain(self) -> None:
         """Take no more jobs and finish those in hand."""
         await self.worker.drain()
@@ -184,16 +191,9 @@ class Queued(Workshop):
             queue_lease_ns=policy.queue_lease_ns,
         )
         self.takes_webhooks = bool(policy.webhooks.secret)
-        self.depth: QueueDepth | None = None
 
     async def run(self, *, collects: bool = False) -> None:
         """Accept and work until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.accepting.run())
             group.create_task(super().run(collects=collects or self._policy.works))
-
-    async def measure(self) -> QueueDepth | None:
-        """Return how the queue stands, or as it stood when it could last be asked."""
-        with contextlib.suppress(UnavailableError):
-            self.depth = await self.stores.jobs.depth()
-        return self.depth

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
+import msgspec
 import uvloop
 
+from tokenweir.asgi.server import HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
+from tokenweir.gateway.doors.side import SideApp
 from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.metering.settling import Settler
@@ -18,18 +24,62 @@ from tokenweir.gateway.queued.node import Workshop
 Opener = Callable[[], contextlib.AbstractAsyncContextManager["Bench"]]
 
 
-class Bench:
-    """A workshop with what it needs beside: endpoints that are looked after, and the settler."""
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process tells how it is."""
 
-    def __init__(self, shop: Workshop, *, settler: Settler, pool: Pool, health: HealthWatch) -> None:
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+
+class Bench:
+    """A workshop with what it needs beside: endpoints that are looked after, the settler, a door of metrics."""
+
+    def __init__(
+        self,
+        shop: Workshop,
+        *,
+        settler: Settler,
+        pool: Pool,
+        health: HealthWatch,
+        side: Side | None = None,
+    ) -> None:
         self.shop = shop
         self.settler = settler
         self.pool = pool
         self.health = health
+        self.draining = False
+        self._side = side
+        self._metrics = Metrics()
+        self._queued = QueuedMetrics(self._metrics.registry)
+
+    @contextlib.asynccontextmanager
+    async def telling(self) -> AsyncGenerator[str]:
+        """Tell how the process is while the block runs; yields where, or ""."""
+        if self._side is None:
+            yield ""
+            return
+        side = self._side
+        server = HttpServer(
+            SideApp(self._render, lambda: not self.draining), side.host, side.port, tls=side.tls
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.serve())
+            try:
+                yield server.url
+            finally:
+                server.close(at_once=True)
+
+    async def _render(self) -> bytes:
+        self._queued.work(self.shop)
+        self._queued.depth(await self.shop.measure())
+        return self._metrics.render(self.pool, in_flight=0, unsettled=self.settler.waiting)
 
 
-def run_worker(open_bench: Opener, announce: Callable[[], None], *, drain_ns: int) -> None:
+def run_worker(open_bench: Opener, announce: Callable[[str], None], *, drain_ns: int) -> None:
     """Take queued requests to the endpoints, until SIGTERM or Ctrl-C; then finish what is in hand.
+
+    ``announce`` is told where metrics and probes are, or "".
 
     Raises:
         ConfigError: a setting cannot be used.
@@ -37,14 +87,15 @@ def run_worker(open_bench: Opener, announce: Callable[[], None], *, drain_ns: in
     """
 
     async def work(bench: Bench, stopped: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with bench.telling() as where, asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(bench.settler.run()),
                 group.create_task(bench.health.run()),
                 group.create_task(bench.shop.run()),
             ]
-            announce()
+            announce(where)
             await stopped.wait()
+            bench.draining = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_ns / 1e9):
                     await bench.shop.drain()
@@ -54,20 +105,21 @@ def run_worker(open_bench: Opener, announce: Callable[[], None], *, drain_ns: in
     _run(open_bench, work)
 
 
-def run_collector(open_bench: Opener, announce: Callable[[], None]) -> None:
+def run_collector(open_bench: Opener, announce: Callable[[str], None]) -> None:
     """Settle and file ended requests and call webhooks, until SIGTERM or Ctrl-C.
 
     What is in hand is delivered again to the next collector. Raises as :func:`run_worker`.
     """
 
     async def work(bench: Bench, stopped: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with bench.telling() as where, asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(bench.settler.run()),
                 group.create_task(bench.shop.collect()),
             ]
-            announce()
+            announce(where)
             await stopped.wait()
+            bench.draining = True
             for task in tasks:
                 task.cancel()
 

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from tokenweir.asgi.tls import client_context
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import WeirError
 
@@ -44,6 +45,7 @@ class WebhookPolicy(msgspec.Struct, frozen=True, kw_only=True):
     hosts: frozenset[str] = frozenset()
     attempts: int = 8
     timeout_ns: int = 10_000_000_000
+    tls: ssl.SSLContext | None = None
 
 
 class Webhooks:
@@ -70,7 +72,7 @@ class Webhooks:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         address = await self._address(host, port)
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        tls = (self.policy.tls or client_context()) if parts.scheme == "https" else None
         reader, writer = await asyncio.open_connection(
             address, port, ssl=tls, server_hostname=host if tls else None, limit=_HEAD_BYTES
         )

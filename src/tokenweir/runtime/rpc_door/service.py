@@ -12,6 +12,7 @@ import grpc.aio
 import msgspec
 
 from tokenweir.asgi.problems import failure, logged
+from tokenweir.asgi.tls import ListenerFiles
 from tokenweir.core.errors import ConfigError, UnauthorizedError, WeirError
 from tokenweir.core.events import Cancelled, Failed
 from tokenweir.runtime.http.door import Door
@@ -169,9 +170,10 @@ class GrpcServer:
         ConfigError: from ``start``: the address cannot be listened on.
     """
 
-    def __init__(self, door: Door, host: str, port: int) -> None:
+    def __init__(self, door: Door, host: str, port: int, *, tls: ListenerFiles | None = None) -> None:
         self._host = host
         self.port = port
+        self._credentials = None if tls is None else _credentials(tls)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", door.limits.body_bytes),
@@ -188,7 +190,10 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen and answer."""
         try:
-            self.port = self._server.add_insecure_port(self.address)
+            if self._credentials is None:
+                self.port = self._server.add_insecure_port(self.address)
+            else:
+                self.port = self._server.add_secure_port(self.address, self._credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"{self.address} cannot be listened on",
@@ -199,6 +204,22 @@ class GrpcServer:
     async def stop(self, grace_ns: int) -> None:
         """Stop listening; calls on their way get so long to end."""
         await self._server.stop(grace_ns / _NS_PER_S)
+
+
+def _credentials(files: ListenerFiles) -> grpc.ServerCredentials:
+    """Return what the settings say; they have been proved by the HTTP door's. gRPC speaks TLS 1.2 and above."""
+    key = files.key.read_bytes()
+    if files.key_password is not None:
+        raise ConfigError(
+            f"gRPC cannot read the encrypted TLS key '{files.key}'",
+            mend="decrypt it (openssl pkey), or leave grpc_port out",
+        )
+    client_ca = None if files.client_ca is None else files.client_ca.read_bytes()
+    return grpc.ssl_server_credentials(
+        [(key, files.certificate.read_bytes())],
+        root_certificates=client_ca,
+        require_client_auth=client_ca is not None,
+    )
 
 
 def _remaining_ns(context: Context) -> int | None:

@@ -32,7 +32,7 @@ _SHARED: Final = ("postgresql://", "postgresql+psycopg://")
 _SCALED: Final = {
     "quota": ("redis://", "rediss://"),
     "queue": ("amqp://", "amqps://"),
-    "events": ("kafka://",),
+    "events": ("kafka://", "kafkas://"),
 }
 _EXTRAS: Final = {"asyncpg": "postgresql", "psycopg": "postgresql", "redis": "redis", "aiormq": "rabbitmq"}
 

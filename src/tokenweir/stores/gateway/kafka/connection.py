@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Generator
 from typing import Any, Final, cast
+from urllib.parse import parse_qsl
 
 import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from aiokafka.helpers import create_ssl_context
 
 from tokenweir.core.errors import ConfigError, UnavailableError
 
-_SCHEME: Final = "kafka://"
+_SCHEMES: Final = ("kafka://", "kafkas://")
+_TLS: Final = {"ca": "cafile", "certificate": "certfile", "key": "keyfile"}
 _TOPIC_EXISTS: Final = 36
 _REPLICAS: Final = 3
 _KNOWN_S: Final = 30.0
@@ -23,18 +27,25 @@ MESSAGE_BYTES: Final = 8_388_608
 
 
 class KafkaServers:
-    """The brokers of ``kafka://HOST:PORT[,HOST:PORT…][/PREFIX]``; ``prefix`` begins the names of topics."""
+    """The brokers of ``kafka://HOST:PORT[,HOST:PORT…][/PREFIX]``; ``prefix`` begins the names of topics.
+
+    ``kafkas://`` speaks TLS; its parameters ``ca``, ``certificate`` and ``key`` name PEM files.
+    """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
-        self.name, _, path = url.removeprefix(_SCHEME).partition("/")
-        if not url.startswith(_SCHEME) or not self.name:
-            raise ConfigError(f"{url!r} names no Kafka", mend=f"write {_SCHEME}HOST:PORT")
+        place, _, query = url.partition("?")
+        scheme = next((each for each in _SCHEMES if place.startswith(each)), None)
+        self.name, _, path = place.removeprefix(scheme or "").partition("/")
+        if scheme is None or not self.name:
+            raise ConfigError(f"{url!r} names no Kafka", mend=f"write {_SCHEMES[0]}HOST:PORT")
         self.prefix = prefix or path
+        self._secured: dict[str, object] = {} if scheme == _SCHEMES[0] else _over_tls(query)
 
     def producer(self) -> Any:  # noqa: ANN401 - the client's types are unknown
         """Return a producer, not started: what it has sent is on all replicas in sync, once and in order."""
         return cast("Any", aiokafka.AIOKafkaProducer)(
             bootstrap_servers=self.name,
+            **self._secured,
             acks="all",
             enable_idempotence=True,
             max_request_size=MESSAGE_BYTES,
@@ -46,6 +57,7 @@ class KafkaServers:
         """Return a consumer without a group, not started; a poll waits ``wait_ms`` for something new."""
         return cast("Any", aiokafka.AIOKafkaConsumer)(
             bootstrap_servers=self.name,
+            **self._secured,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=wait_ms,
@@ -60,7 +72,7 @@ class KafkaServers:
             ConfigError: it has another number of partitions.
             UnavailableError: Kafka cannot be reached.
         """
-        admin = cast("Any", AIOKafkaAdminClient)(bootstrap_servers=self.name)
+        admin = cast("Any", AIOKafkaAdminClient)(bootstrap_servers=self.name, **self._secured)
         with self.explained():
             try:
                 await admin.start()
@@ -99,6 +111,25 @@ class KafkaServers:
                 f"the event log {self.name!r} cannot be used: {error or type(error).__name__}",
                 mend="see that Kafka runs and can be reached",
             ) from error
+
+
+def _over_tls(query: str) -> dict[str, object]:
+    """Return what the client needs for TLS 1.2 and above. Raises ConfigError."""
+    given = dict(parse_qsl(query))
+    strange = set(given) - set(_TLS)
+    if strange:
+        raise ConfigError(
+            f"a Kafka URL has no parameter {min(strange)!r}", mend=f"there are {', '.join(_TLS)}"
+        )
+    files = {_TLS[name]: path for name, path in given.items()}
+    try:
+        context = create_ssl_context(**files)
+    except OSError as error:
+        raise ConfigError(
+            f"the TLS files of Kafka's URL cannot be used: {error}", mend="name readable PEM files"
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return {"security_protocol": "SSL", "ssl_context": context}
 
 
 async def _partitions(admin: Any, name: str) -> int:  # noqa: ANN401 - the client's types are unknown
