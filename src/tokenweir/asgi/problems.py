@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from tokenweir.core.errors import (
+    BrownedOutError,
     GuidanceError,
     InputError,
     OverloadedError,
@@ -108,6 +109,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorBody
     retry_after_s: int | None = None
     allow: str = ""
+    degraded: str = ""
 
     @property
     def body(self) -> bytes:
@@ -127,6 +129,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             found.append((b"retry-after", b"%d" % self.retry_after_s))
         if self.allow:
             found.append((b"allow", self.allow.encode()))
+        if self.degraded:
+            found.append((b"x-weir-degraded", self.degraded.encode()))
         return found
 
 
@@ -139,6 +143,8 @@ def problem(error: WeirError) -> Problem:
         retry_ns = error.retry_after_ns
     if isinstance(error, ParameterError):
         code = error.reason
+    if isinstance(error, BrownedOutError):
+        status = error.status
     retry_s = None
     if retry_ns is not None or status in _RETRY_LATER:
         retry_s = max(_DEFAULT_RETRY_S, math.ceil((retry_ns or 0) / _NS_PER_S))
@@ -153,6 +159,7 @@ def problem(error: WeirError) -> Problem:
         ),
         retry_after_s=retry_s,
         allow=error.allowed if isinstance(error, MethodError) else "",
+        degraded=error.degraded if isinstance(error, BrownedOutError) else "",
     )
 
 

@@ -28,6 +28,7 @@
     │   ├── QuotaExceededError     a limit on use is reached
     │   ├── DrainingError          not any more: the server ends
     │   ├── TooManyStreamsError    as many requests as may be are in work
+    │   ├── BrownedOutError        not under the load of now: less is given, so that what is given comes in time
     │   ├── ModelNotLoadedError    no model of this name is loaded
     │   └── DeadlineError          not finished in the time that was given
     ├── ResourceError          this machine lacks something
@@ -277,6 +278,22 @@ class TooManyStreamsError(ServingError):
     http_status = 429
     retryable = True
     log_level = logging.WARNING
+
+
+class BrownedOutError(ServingError):
+    """Not under the load of now; ``degraded`` is what the header of that name says, ``status`` 429 or 503."""
+
+    code = "browned_out"
+    http_status = 503
+    retryable = True
+    log_level = logging.INFO
+
+    def __init__(
+        self, message: str, *, mend: str, degraded: str, status: int = 503, retry_after_ns: int | None = None
+    ) -> None:
+        super().__init__(message, mend=mend, retry_after_ns=retry_after_ns)
+        self.degraded = degraded
+        self.status = status
 
 
 class ModelNotLoadedError(ServingError):

@@ -14,6 +14,7 @@ from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
@@ -118,6 +119,7 @@ class Gateway:
             queued=self.queued,
             only=node.only,
         )
+        self.brownout = self._brownout(settings, direct, clock)
         self._server = HttpServer(
             App(self._door),
             settings.host,
@@ -135,6 +137,23 @@ class Gateway:
         self._drain_s = settings.drain_timeout / 1e9
         self.url = self._server.url
 
+    def _brownout(self, settings: Settings, direct: Direct, clock: Clock) -> Brownout | None:
+        """Return the ladder, where the settings have rungs, put to its places."""
+        if not settings.brownout:
+            return None
+        made = Brownout(
+            settings.brownout,
+            settings.slo,
+            clock=clock,
+            models=self.pool.models,
+            depth=None if self.queued is None else self.queued.measure,
+        )
+        self._door.brownout = made
+        direct.first_tokens = made.first_tokens
+        if self.queued is not None:
+            self.queued.asker.first_tokens = made.first_tokens
+        return made
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:
         """Answer while the block runs; at its end, finish what is on its way and settle all of it."""
@@ -148,6 +167,8 @@ class Gateway:
             ]
             if self.queued is not None:
                 tasks.append(behind.create_task(self.queued.run()))
+            if self.brownout is not None:
+                tasks.append(behind.create_task(self.brownout.run()))
             try:
                 async with asyncio.TaskGroup() as front:
                     front.create_task(self._server.serve())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from tokenweir.config import ClientTlsSettings, DurationNs, SecretRef, SettingsModel, TlsSettings
+from tokenweir.gateway.brownout.settings import RungSettings, SloSettings
 
 _S = 1_000_000_000
 
@@ -90,6 +91,12 @@ class Settings(SettingsModel):
         default=(),
         description="Where the keys are found that bodies, logs and events are encrypted with: the first seals,"
         " all open.",
+    )
+    slo: SloSettings = Field(
+        default_factory=SloSettings, description="The waits that callers are meant to have; they drive the brown-out."
+    )
+    brownout: tuple[RungSettings, ...] = Field(
+        default=(), description="What is given up under load, in order; without any, nothing is."
     )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")

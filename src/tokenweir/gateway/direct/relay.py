@@ -17,6 +17,7 @@ from tokenweir.core.errors import (
     UnreachableError,
 )
 from tokenweir.core.quota import Amounts
+from tokenweir.gateway.brownout.signals import FirstTokens
 from tokenweir.gateway.direct.body import RequestBody, for_upstream, read
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
@@ -86,6 +87,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     answered: bool = False
     relayed: bool = False
     ending: Ending = "failed"
+    ticket: int = 0
+    """Of the wait for its first token, where those are watched."""
 
 
 class Direct:
@@ -109,6 +112,8 @@ class Direct:
         self._prices = prices
         self._clock = clock
         self._policy = policy or RelayPolicy()
+        self.first_tokens: FirstTokens | None = None
+        """Where waits for a first token are noted, if anywhere."""
 
     async def relay(self, caller: Caller, request: bytes, path: bytes, raw: bytes, sink: Sink) -> Exchange:
         """Answer one request into ``sink`` and return what is known of it.
@@ -137,12 +142,17 @@ class Direct:
         exchange = Exchange(
             request=request, caller=caller, body=body, raw=raw, path=path, granted=reserved, held=held
         )
+        watch = self.first_tokens if body.stream else None
+        if watch is not None:
+            exchange.ticket = watch.asked()
         try:
             await self._ask(exchange, sink)
         except asyncio.CancelledError:
             exchange.ending = "cancelled"
             raise
         finally:
+            if watch is not None:
+                watch.left(exchange.ticket)
             # The caller may have gone, and this task with it: what was used is settled all the same.
             if not exchange.settled:
                 self.settler.post(self._charge(exchange))
@@ -229,6 +239,8 @@ class Direct:
         headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
         try:
             piece = meter.feed(await answer.take())
+            if self.first_tokens is not None:
+                self.first_tokens.came(exchange.ticket)
             if self._unkept(exchange):
                 await self._reserving.keep(exchange.request)
             exchange.relayed = True

@@ -11,7 +11,10 @@ from tokenweir.asgi.problems import UnknownPathError
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
+from tokenweir.gateway.brownout.brownout import Brownout
+from tokenweir.gateway.brownout.measures import Lessened
 from tokenweir.gateway.direct.relay import Direct
+from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
 from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
 from tokenweir.gateway.doors.streams import Streams
@@ -61,6 +64,9 @@ class Door:
         self.queued = queued
         self.only = only
         self.queued_metrics = QueuedMetrics(metrics.registry)
+        self.brownout: Brownout | None = None
+        """What makes less of requests under load, if anything."""
+        self.brownout_metrics = BrownoutMetrics(metrics.registry)
         self.streams = Streams(keyring, most=self.limits.event_streams)
         self.in_flight = 0
         self.draining = False
@@ -98,6 +104,12 @@ class Door:
                 mend=f"it has {', '.join(sorted(caller.scopes))}",
             )
         return caller
+
+    def lessen(self, caller: Caller, raw: bytes, *, queued: bool) -> Lessened:
+        """Return what the load of now leaves of a request. Raises ParameterError, BrownedOutError."""
+        if self.brownout is None or not self.brownout.rung:
+            return Lessened(raw=raw)
+        return self.brownout.lessen(caller, raw, queued=queued)
 
     @property
     def heartbeat_s(self) -> float:

@@ -124,10 +124,10 @@ class Watched:
     """An answer that follows a request. Silence amid a stream is broken by a comment, which keeps proxies from closing.
 
     Within ``with`` it counts as an open stream; :meth:`run` ends early when its reader goes, its key counts no
-    more, or the process leaves.
+    more, or the process leaves. ``gone`` says that its reader went.
     """
 
-    __slots__ = ("_call", "_counted", "_door", "_speaking", "_spoken", "_stop")
+    __slots__ = ("_call", "_counted", "_door", "_speaking", "_spoken", "_stop", "gone")
 
     def __init__(self, door: Door, call: Call) -> None:
         self._door = door
@@ -136,6 +136,7 @@ class Watched:
         self._counted = door.streams.counted(door.key_of(call), self._stop.now)
         self._spoken = False
         self._speaking = False
+        self.gone = False
 
     def __enter__(self) -> Self:
         self._counted.__enter__()
@@ -181,5 +182,6 @@ class Watched:
                     await self._call.write(_BEAT)
                 self._spoken = False
             else:
+                self.gone = True
                 self._stop.now()
                 return

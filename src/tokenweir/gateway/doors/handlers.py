@@ -8,6 +8,7 @@ from typing import Final
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, OverloadedError
 from tokenweir.gateway.doors import repeatable
+from tokenweir.gateway.doors.brownout_metrics import state_of
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.metrics import CONTENT_TYPE
 
@@ -17,19 +18,21 @@ _MODELS: Final = "/v1/models/"
 class CallSink:
     """Lets an answer go to the caller of an HTTP request."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_more")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._call = call
+        self._more = more
+        """Headers beside those of the answer."""
 
     async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send the head."""
         self._call.streaming = any(name == b"cache-control" for name, _ in headers)
-        await self._call.begin(status, list(headers))
+        await self._call.begin(status, [*headers, *self._more])
 
     async def whole(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send all of an answer."""
-        await self._call.answer_whole(status, list(headers), body)
+        await self._call.answer_whole(status, [*headers, *self._more], body)
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body."""
@@ -50,14 +53,16 @@ async def direct(door: Door, call: Call) -> None:
             mend="try again shortly",
             retry_after_ns=1_000_000_000,
         )
-    if call.header(b"idempotency-key") is not None:
-        await repeatable.answer(door, call, caller, raw)
+    lessened = door.lessen(caller, raw, queued=False)
+    if lessened.queue is not None or call.header(b"idempotency-key") is not None:
+        await repeatable.answer(door, call, caller, raw, lessened)
         return
     request = RequestId(call.number)
+    sink = CallSink(call, repeatable.degraded(lessened.what))
     door.in_flight += 1
     try:
         exchange = await call.unless_gone(
-            door.direct.relay(caller, request.raw, call.path.encode(), raw, CallSink(call))
+            door.direct.relay(caller, request.raw, call.path.encode(), lessened.raw, sink)
         )
     finally:
         door.in_flight -= 1
@@ -91,7 +96,10 @@ async def health(door: Door, call: Call) -> None:
         {"name": state.name, "model": state.model, "up": state.well, "in_flight": state.in_flight}
         for state in door.direct.pool.states()
     ]
-    await call.answer_json({"status": "draining" if door.draining else "ok", "endpoints": endpoints})
+    told: dict[str, object] = {"status": "draining" if door.draining else "ok", "endpoints": endpoints}
+    if door.brownout is not None:
+        told["brownout"] = state_of(door.brownout)
+    await call.answer_json(told)
 
 
 async def ready(door: Door, call: Call) -> None:
@@ -107,6 +115,8 @@ async def metrics(door: Door, call: Call) -> None:
     """Give the counters to Prometheus."""
     if door.queued is not None:
         await door.queued_metrics.look(door.queued, door.streams)
+    if door.brownout is not None:
+        door.brownout_metrics.look(door.brownout)
     body = door.metrics.render(
         door.direct.pool, in_flight=door.in_flight, unsettled=door.direct.settler.waiting
     )

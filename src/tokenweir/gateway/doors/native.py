@@ -7,6 +7,8 @@ import binascii
 from typing import Final
 from urllib.parse import parse_qs
 
+import msgspec
+
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.requests import Json
@@ -44,7 +46,13 @@ async def take(
 ) -> tuple[dict[str, Json], list[tuple[bytes, bytes]]]:
     """Take a native request on; returns what its caller is told, and headers. Raises as ``Accepting.accept``."""
     path = queued(door)
-    wish = native(raw, idempotency=idempotency_key(key), pool=caller.pool, webhooks=path.takes_webhooks)
+    lessened = door.lessen(caller, raw, queued=True)
+    wish = native(
+        lessened.raw, idempotency=idempotency_key(key), pool=caller.pool, webhooks=path.takes_webhooks
+    )
+    if lessened.what:
+        kept = msgspec.structs.replace(wish.kept, degraded=lessened.what)
+        wish = msgspec.structs.replace(wish, kept=kept, said=raw)
     taken = await path.accepting.accept(caller, request.raw, wish)
     name = request_id(taken.request)
     told: dict[str, Json] = {
@@ -54,7 +62,11 @@ async def take(
     }
     if isinstance(taken, Repeated):
         return told, [(b"idempotent-replayed", b"true")]
-    return told, rate_headers(taken.headroom, door.clock.wall_ns())
+    headers = rate_headers(taken.headroom, door.clock.wall_ns())
+    if lessened.what:
+        told["degraded"] = list(lessened.what)
+        headers.append((b"x-weir-degraded", ", ".join(lessened.what).encode()))
+    return told, headers
 
 
 async def status(door: Door, call: Call) -> None:

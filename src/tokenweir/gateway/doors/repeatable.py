@@ -1,4 +1,7 @@
-"""Direct requests with an idempotency key: accepted before they are asked, logged beside, and told again alike."""
+"""Direct requests that are accepted before they are asked, logged beside, and told from their events.
+
+Those with an idempotency key are told again alike; those that the load of now lets wait go through the queue.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import failure
 from tokenweir.core.errors import UnavailableError
 from tokenweir.core.events import Cancelled, Event, Failed
+from tokenweir.gateway.brownout.measures import Lessened
 from tokenweir.gateway.direct.body import read
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
@@ -22,7 +26,7 @@ from tokenweir.gateway.queued.answers import Chunks, whole
 from tokenweir.gateway.queued.kept import Kept, ended
 from tokenweir.gateway.queued.reading import all_events
 from tokenweir.ports.access import Caller
-from tokenweir.ports.intake import Repeated
+from tokenweir.ports.intake import Mode, Repeated
 from tokenweir.ports.requests import RequestRecord
 
 _ROUTES: Final = {
@@ -32,33 +36,57 @@ _ROUTES: Final = {
 }
 
 
-async def answer(door: Door, call: Call, caller: Caller, raw: bytes) -> None:
-    """Answer a direct request that has an idempotency key; the same again gets the same answer, while it comes too.
+async def answer(door: Door, call: Call, caller: Caller, raw: bytes, lessened: Lessened) -> None:
+    """Answer a direct request from its events. With an idempotency key the same again gets the same answer.
 
-    Whoever leaves does not cancel it: it can be asked for again.
+    That one is not cancelled when its caller leaves: it can be asked for again.
     """
     path = queued(door)
-    body = read(raw)
-    wish = Wish(
-        kept=Kept(path=call.path, body=msgspec.Raw(raw), pool=caller.pool),
-        mode="direct",
-        route=_ROUTES[call.path],
-        said=raw,
-        idempotency=idempotency_key(call.header(b"idempotency-key")),
-    )
+    wish = _wish(call, caller, raw, lessened)
     taken = await path.accepting.accept(caller, RequestId(call.number).raw, wish)
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")]
     if not isinstance(taken, Repeated):
         headers = rate_headers(taken.headroom, door.clock.wall_ns())
-        claimed = await path.stores.requests.claim(taken.request, attempt=1, lease_ns=path.leases.lease_ns)
-        if claimed is not None:
-            path.worker.adopt(claimed)
+        if wish.mode == "direct":
+            lease_ns = path.leases.lease_ns
+            claimed = await path.stores.requests.claim(taken.request, attempt=1, lease_ns=lease_ns)
+            if claimed is not None:
+                path.worker.adopt(claimed)
     record = await path.reading.record(taken.request)
+    headers += degraded(path.reading.kept(record).degraded)
     with Watched(door, call) as watched:
-        if body.stream and call.path != "/v1/embeddings":
+        if _streams(call, raw):
             await watched.run(_stream(door, call, record, headers))
         else:
             await watched.run(_whole(door, call, record, headers))
+    if watched.gone and not wish.idempotency:
+        await path.cancelling.cancel(record)
+
+
+def degraded(what: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """Return the header that tells what was taken from a request, where something was."""
+    return [(b"x-weir-degraded", ", ".join(what).encode())] if what else []
+
+
+def _wish(call: Call, caller: Caller, raw: bytes, lessened: Lessened) -> Wish:
+    mode: Mode = "direct"
+    if lessened.queue is not None:
+        mode = "stream" if _streams(call, raw) else "single"
+    kept = Kept(
+        path=call.path, body=msgspec.Raw(lessened.raw), pool=caller.pool, degraded=tuple(lessened.what)
+    )
+    return Wish(
+        kept=kept,
+        mode=mode,
+        route=_ROUTES[call.path],
+        said=raw,
+        idempotency=idempotency_key(call.header(b"idempotency-key")),
+        deadline_ns=None if lessened.queue is None else lessened.queue.deadline_ns,
+    )
+
+
+def _streams(call: Call, raw: bytes) -> bool:
+    return bool(read(raw).stream) and call.path != "/v1/embeddings"
 
 
 async def _whole(

@@ -13,6 +13,7 @@ from tokenweir.backends.openai import decoder
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import EndpointError, OverloadedError, WeirError
 from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token
+from tokenweir.gateway.brownout.signals import FirstTokens
 from tokenweir.gateway.direct.body import for_upstream
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
@@ -52,6 +53,8 @@ class Asker:
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
+        self.first_tokens: FirstTokens | None = None
+        """Where waits for a first token are noted, if anywhere."""
 
     async def ask(self, attempt: Attempt, write: Write) -> list[Event]:
         """Return the last events of an attempt, its end among them; those before have been written.
@@ -71,7 +74,7 @@ class Asker:
                 return attempt.numbered([failed(failure or error)])
             hurt = True
             try:
-                rest = await self._answer(attempt, endpoint, write)
+                rest = await self._watched(attempt, endpoint, write)
                 end = rest[-1]
                 hurt = isinstance(end, Failed) and end.retryable
                 if not hurt or attempt.tokens:
@@ -102,6 +105,26 @@ class Asker:
             if not streamed:
                 return await self._whole(attempt, endpoint, answer)
             return await self._stream(attempt, endpoint, answer, write)
+
+    async def _watched(self, attempt: Attempt, endpoint: Endpoint, write: Write) -> list[Event]:
+        """Answer, and note how long the first token of a stream takes."""
+        watch = self.first_tokens
+        if watch is None or not attempt.kept.streamed(attempt.record):
+            return await self._answer(attempt, endpoint, write)
+        ticket = watch.asked()
+
+        async def noted(events: Sequence[Event]) -> None:
+            if attempt.tokens:
+                watch.came(ticket)
+            await write(events)
+
+        try:
+            rest = await self._answer(attempt, endpoint, noted)
+            if any(isinstance(event, Token) for event in rest):
+                watch.came(ticket)
+            return rest
+        finally:
+            watch.left(ticket)
 
     async def _whole(self, attempt: Attempt, endpoint: Endpoint, answer: Answer) -> list[Event]:
         decoding = decoder(attempt.kept.generate(streamed=False))

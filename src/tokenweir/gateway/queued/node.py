@@ -100,6 +100,7 @@ class Workshop:
             clock=clock,
         )
         self.ends = LocalEnds(self._finisher, Webhooks(policy.webhooks, clock), self.reading, clock)
+        self.asker = Asker(pool, clock)
         self.leases = Leases(
             stores.requests,
             stores.requests,
@@ -113,7 +114,7 @@ class Workshop:
                 queue=stores.jobs,
                 events=self.events,
                 leases=self.leases,
-                asker=Asker(pool, clock),
+                asker=self.asker,
                 ends=self.ends if stores.results is None else RemoteEnds(stores.results),
                 sealer=self.sealer,
             ),

@@ -13,7 +13,7 @@ import msgspec
 
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
-from tokenweir.core.events import Cancelled, Event, Failed, Token
+from tokenweir.core.events import Cancelled, Degraded, Event, Failed, Token
 from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.queued.asking import Asker, Attempt
 from tokenweir.gateway.queued.endings import Ended
@@ -377,6 +377,7 @@ class _Run:
         left_s = self._worker.left_s(record)
         try:
             async with lease.working(left_s):
+                await self._disclose()
                 return await self._worker.ask(self._attempt, self.write)
         except TimeoutError:
             match lease.why:
@@ -389,6 +390,12 @@ class _Run:
         # What was written may end with an append that was cut off: its events count, for they are on their way.
         self._attempt.seq = self._before[-1].seq + len(self.written) + 1
         return self._attempt.numbered([end])
+
+    async def _disclose(self) -> None:
+        """Tell what was taken from the request before it was accepted; once, whatever attempt this is."""
+        if self._kept.degraded and not any(isinstance(event, Degraded) for event in self._before):
+            told = [Degraded(seq=0, what=what) for what in self._kept.degraded]
+            await self.write(self._attempt.numbered(told))
 
     def _refused(self) -> Failed | None:
         """Return why nothing is asked any more, if so."""

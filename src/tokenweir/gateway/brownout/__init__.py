@@ -1,0 +1,1 @@
+"""Giving less before giving nothing: a ladder of measures under load, climbed and left with hysteresis."""
