@@ -250,6 +250,15 @@ class EndpointSettings(SettingsModel):
         default=None, description="The model's revision, which it may not say itself."
     )
     weight: float = Field(default=1.0, gt=0, description="Its share where several endpoints share work.")
+    order: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Its rank as a fallback: asked when all with a lower one are out.",
+    )
+    pool: str = Field(
+        default="", description="The pool of tiers that it is kept for; without one it is for all."
+    )
     tls: ClientTlsSettings | None = Field(
         default=None, description="Whom to trust at an https:// URL, and what to show there."
     )

@@ -249,5 +249,7 @@ def endpoint_facts(endpoint: EndpointSettings) -> EndpointFacts:
         model=endpoint.model,
         upstream_model=endpoint.model,
         weight=endpoint.weight,
+        order=endpoint.order,
+        pool=endpoint.pool,
         authorization=f"Bearer {key}" if key else "",
     )
