@@ -115,7 +115,7 @@ def _format(site: Site, settings: Path) -> None:
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     java = _java(site, "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
     done = subprocess.run(
-        [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)],
+        [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(settings)],
         capture_output=True,
         text=True,
         check=False,
