@@ -203,9 +203,16 @@ class AsyncClient:
         self._planner = Planner(url, key, options or Options())
         self._pool = _Pool(self._planner.options)
 
-    async def submit(self, *, idempotency_key: str | None = None, **body: object) -> Submitted:
+    async def submit(
+        self,
+        body: Mapping[str, object] | None = None,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        **fields: object,
+    ) -> Submitted:
         """Have a request taken on. See :meth:`tokenweir.client.Client.submit`."""
-        return await self._run(self._planner.submit(body, idempotency_key))
+        return await self._run(self._planner.submit({**(body or {}), **fields}, idempotency_key))
 
     async def status(self, request: str | Submitted) -> RequestStatus:
         """Return how a request stands."""

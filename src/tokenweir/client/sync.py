@@ -217,9 +217,17 @@ class Client:
         self._planner = Planner(url, key, options or Options())
         self._pool = _Pool(self._planner.options)
 
-    def submit(self, *, idempotency_key: str | None = None, **body: object) -> Submitted:
+    def submit(
+        self,
+        body: Mapping[str, object] | None = None,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        **fields: object,
+    ) -> Submitted:
         """Have a request taken on: ``model``, ``messages`` (or ``prompt``, ``input``), ``mode`` and OpenAI's fields.
 
+        They are given as one mapping, by name, or both.
         Without ``idempotency_key`` the client makes one for this call. With the same one, and the same body, a
         later call gives the same request.
 
@@ -230,7 +238,7 @@ class Client:
             QuotaExceededError: a limit is reached, for longer than the client is patient.
             OverloadedError, UnavailableError, UnreachableError: no gateway took it on within that time.
         """
-        return self._run(self._planner.submit(body, idempotency_key))
+        return self._run(self._planner.submit({**(body or {}), **fields}, idempotency_key))
 
     def status(self, request: str | Submitted) -> RequestStatus:
         """Return how a request stands. Raises NotFoundError, and what :meth:`submit` raises of the connection."""
