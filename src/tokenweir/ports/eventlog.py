@@ -26,7 +26,10 @@ class EventLog(Protocol):
     """Events of accepted requests. Packing events into records never merges them."""
 
     async def append(self, batch: Sequence[Append]) -> None:
-        """Write all durably and wake followers. A seq that is there already is ignored."""
+        """Write all durably and wake followers. A seq that is there already is ignored.
+
+        Once it returns, nothing counts that an earlier attempt writes from then on; one without events does that alone.
+        """
         ...
 
     async def read(self, request: bytes, lane: int, *, after: int = -1) -> Sequence[Event]:

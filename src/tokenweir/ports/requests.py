@@ -15,7 +15,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     ``attempt`` is the last one claimed (0: none) and fences the writer of its events. ``log`` is the filed log
     of an ended request, sealed as the body is; until then the events are in the event log. ``last_seq`` is -1
-    while it has not ended.
+    while it has not ended. ``lease_left_ns`` and ``deadline_left_ns`` are what is left of both by the store's clock
+    when this was read: whose own clock is wrong is not misled.
     """
 
     request: bytes
@@ -40,6 +41,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_seq: int = -1
     log: bytes = b""
     first_offset: int | None = None
+    lease_left_ns: int = 0
+    deadline_left_ns: int | None = None
 
 
 class RequestStore(Protocol):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tokenweir.core.clock import VirtualClock
+from tokenweir.core.ids import uuid7
 from tokenweir.core.quota import Amounts, Limit, Scope, Unit, Window
 from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.intake import Acceptance, Intake, Mode
@@ -68,7 +70,7 @@ class Place(Protocol):
 
 def new_id() -> bytes:
     """Return 16 bytes that no other request has."""
-    return secrets.token_bytes(16)
+    return uuid7(time.time_ns(), secrets.randbits(62)).to_bytes(16, "big")
 
 
 def limit(

@@ -375,6 +375,36 @@ class EventLogContract:
 
         tell(place, story)
 
+    def test_what_a_lost_worker_still_writes_counts_for_nobody(self, place: Place) -> None:
+        wanted = acceptance(reserve())
+        request, lane = wanted.reserve.request, wanted.lane
+        said: tuple[Event, ...] = (
+            *_tokens(0, 3),
+            Token(seq=3, text="mine"),
+            Completed(seq=4, finish_reason="stop"),
+        )
+
+        async def story(stores: Stores) -> None:
+            await stores.intake.accept([wanted])
+            await stores.requests.claim(request, attempt=1, lease_ns=1)
+            await stores.events.append([Append(request=request, lane=lane, attempt=1, events=_tokens(0, 3))])
+            await stores.requests.claim(request, attempt=2, lease_ns=LEASE_NS)
+            # From here on nothing of the first attempt counts, so that what is read now stands.
+            await stores.events.append([Append(request=request, lane=lane, attempt=2, events=())])
+            assert tuple(await stores.events.read(request, lane)) == said[:3]
+            # The lost one had asked whether it may write a moment before.
+            await stores.events.append([Append(request=request, lane=lane, attempt=1, events=_tokens(3, 2))])
+            await stores.events.append([Append(request=request, lane=lane, attempt=2, events=said[3:])])
+            assert tuple(await stores.events.read(request, lane)) == said
+            assert [
+                event async for some in stores.events.follow(request, lane, after=2) for event in some
+            ] == [*said[3:]]
+
+        async def afterwards(stores: Stores) -> None:
+            assert tuple(await stores.events.read(request, lane)) == said
+
+        tell(place, story, afterwards)
+
     def test_a_filed_log_is_forgotten(self, place: Place) -> None:
         async def story(stores: Stores) -> None:
             request, other = new_id(), new_id()

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.contract.gateway_stores.harness import ABSENT, Place, Requests, Stores
-from tests.contract.gateway_stores.queue_contract import EventLogContract
+from tests.contract.gateway_stores.harness import (
+    ABSENT,
+    LEASE_NS,
+    Place,
+    Requests,
+    Stores,
+    acceptance,
+    reserve,
+)
+from tests.contract.gateway_stores.queue_contract import EventLogContract, tell
 
 from tokenweir.core.clock import SystemClock
+from tokenweir.core.events import Completed, Event, Token
+from tokenweir.core.ids import uuid7
+from tokenweir.ports.eventlog import Append
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
 from tokenweir.stores.gateway.kafka.eventlog import KafkaEventLog
 from tokenweir.stores.gateway.kafka.reader import AT_HAND
@@ -33,6 +46,10 @@ class Claims:
     async def attempts(self, requests: Sequence[bytes]) -> Mapping[bytes, int]:
         found = [await self._requests.get(request) for request in requests]
         return {record.request: record.attempt for record in found if record is not None}
+
+    async def began(self, request: bytes) -> int | None:
+        record = await self._requests.get(request)
+        return record.at if record is not None and record.attempt else None
 
 
 class KafkaPlace:
@@ -80,3 +97,61 @@ def place(request: pytest.FixtureRequest, kafka_url: str, kafka_prefix: str, tmp
 
 class TestKafkaEventLog(EventLogContract):
     pass
+
+
+def _said(count: int) -> tuple[Event, ...]:
+    return (
+        *(Token(seq=seq, text=f"t{seq}") for seq in range(count)),
+        Completed(seq=count, finish_reason="stop"),
+    )
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_request_is_found_whose_gateways_clock_was_wrong(place: Place, hours: int) -> None:
+    at = time.time_ns() + hours * 3_600_000_000_000
+    wanted = acceptance(reserve(request=uuid7(at, 7).to_bytes(16, "big")))
+    request, lane = wanted.reserve.request, wanted.lane
+
+    async def write(stores: Stores) -> None:
+        await stores.intake.accept([wanted])
+        await stores.requests.claim(request, attempt=1, lease_ns=LEASE_NS)
+        await stores.events.append([Append(request=request, lane=lane, attempt=1, events=_said(3))])
+
+    async def read(stores: Stores) -> None:
+        assert tuple(await stores.events.read(request, lane)) == _said(3)
+
+    tell(place, write, read)
+
+
+def test_what_had_to_make_room_is_read_again_and_what_is_not_ours_is_passed_over(
+    place: Place,
+) -> None:
+    assert isinstance(place, KafkaPlace)
+    place.at_hand = 8
+    requests = [acceptance(reserve()).reserve.request for _ in range(6)]
+
+    async def story(stores: Stores) -> None:
+        await stores.events.read(requests[0], 1)
+        for seq in range(5):
+            await _stray(place.servers)
+            for request in requests:
+                event = Token(seq=seq, text=f"{seq}")
+                await stores.events.append([Append(request=request, lane=1, attempt=1, events=(event,))])
+        for request in requests:
+            found = await stores.events.read(request, 1, after=1)
+            assert [event.seq for event in found] == [2, 3, 4]
+
+    tell(place, story)
+
+
+async def _stray(servers: KafkaServers) -> None:
+    """Write a record that no Tokenweir has written."""
+    producer = servers.producer()
+    await producer.start()
+    try:
+        async with asyncio.timeout(20):
+            await producer.send_and_wait(
+                f"{servers.prefix}tokens", b"\xc1 what is this", None, 1
+            )
+    finally:
+        await producer.stop()

@@ -44,14 +44,16 @@ class RedisPlace:
         self.redis_url = redis_url
         self._postgresql_url = postgresql_url
         self._path = path
-        self._numbers = itertools.count()
+        self._opened: set[int] = set()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Stores]:
         database = await PostgresqlDatabase.open(self._postgresql_url)
         redis = RedisConnection(self.redis_url)
-        # The embedded file is another for each process; what is shared is in the servers.
-        embedded = Database(f"sqlite:///{self._path.with_name(f'{next(self._numbers)}.db')}")
+        # Of those that are open at once, each has an embedded file of its own; what is shared is in the servers.
+        number = next(each for each in itertools.count() if each not in self._opened)
+        self._opened.add(number)
+        embedded = Database(f"sqlite:///{self._path.with_name(f'{number}.db')}")
         try:
             quota = await RedisQuotaUpkeep.open(redis, PostgresqlUse(database))
             requests = PostgresqlRequests(database)
@@ -72,6 +74,7 @@ class RedisPlace:
                 publishing.cancel()
         finally:
             embedded.close()
+            self._opened.discard(number)
             await redis.close()
             await database.close()
 
@@ -245,9 +248,12 @@ def test_jobs_that_the_queue_has_not_confirmed_are_published_by_the_sweeper(plac
 
 def test_only_claimed_requests_whose_lease_ran_out_are_abandoned(place: Place) -> None:
     async def story(stores: Stores) -> None:
-        waits, lost, works = (acceptance(reserve(lease_ns=1)) for _ in range(3))
-        await stores.intake.accept([waits, lost, works])
-        await stores.requests.claim(lost.reserve.request, attempt=1, lease_ns=1)
+        waits, lost, works = (acceptance(reserve(lease_ns=1), mode="direct") for _ in range(3))
+        # The queue still has its job, and gives it to somebody else.
+        queued = acceptance(reserve(lease_ns=1))
+        await stores.intake.accept([waits, lost, works, queued])
+        for each in (lost, queued):
+            await stores.requests.claim(each.reserve.request, attempt=1, lease_ns=1)
         await stores.requests.claim(works.reserve.request, attempt=1, lease_ns=LEASE_NS)
         (found,) = await stores.requests.abandoned(10)
         assert (found.request, found.attempt) == (lost.reserve.request, 1)

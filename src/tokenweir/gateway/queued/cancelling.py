@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tokenweir.core.clock import Clock
 from tokenweir.gateway.queued.leases import Leases
 from tokenweir.gateway.queued.worker import Worker
 from tokenweir.ports.requests import RequestRecord, RequestStore
@@ -11,11 +10,10 @@ from tokenweir.ports.requests import RequestRecord, RequestStore
 class Cancelling:
     """Cancels requests."""
 
-    def __init__(self, requests: RequestStore, worker: Worker, leases: Leases, clock: Clock) -> None:
+    def __init__(self, requests: RequestStore, worker: Worker, leases: Leases) -> None:
         self._requests = requests
         self._worker = worker
         self._leases = leases
-        self._clock = clock
 
     async def cancel(self, record: RequestRecord) -> None:
         """Have a request stopped. One that has ended stays as it is."""
@@ -26,7 +24,7 @@ class Cancelling:
             return
         if record.request in self._leases:
             self._leases.look()
-        elif now.attempt == 0 or now.lease_until <= self._clock.wall_ns():
+        elif now.attempt == 0 or now.lease_left_ns == 0:
             # Whoever claims it first, this or a worker, ends it: the record says that it is cancelled.
             claimed = await self._requests.claim(
                 record.request, attempt=now.attempt + 1, lease_ns=self._leases.lease_ns

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, cast
 
@@ -24,8 +25,9 @@ from tokenweir.telemetry.logs import get_logger
 _LOG = get_logger("tokenweir.gateway.collector")
 _AGAIN_S: Final = 0.5
 _AGAIN_NS: Final = 1_000_000_000
+_VISIBLE_S: Final = 5.0
 _VISIBLE: Final = 30
-"""How often an end that is not in the log yet is looked for."""
+"""How often an end that is not in the log yet is looked for, and how long each time."""
 
 
 class LocalEnds:
@@ -53,9 +55,14 @@ class LocalEnds:
         return await self._tell(found.record, job, found.events) if found.record.webhook else None
 
     async def again(self, record: RequestRecord, job: Job) -> Job | None:
-        """Forget what a crash left, and call the webhook that has not been called."""
-        await self._finisher.forget(record)
-        return await self._tell(record, job, await self._reading.events(record)) if record.webhook else None
+        """Finish what a crash left half done, and call the webhook that has not been called."""
+        events = tuple(await self._reading.events(record))
+        if ended(events):
+            # The row stands; the counters may not have been told.
+            await self._finisher.finish(Ended(record=record, kept=self._reading.kept(record), events=events))
+        else:
+            await self._finisher.forget(record)
+        return await self._tell(record, job, events) if record.webhook else None
 
     async def _tell(
         self, record: RequestRecord, job: Job, events: tuple[Event, ...] | list[Event]
@@ -138,25 +145,31 @@ class Collector:
                 group.create_task(self._collect(delivery))
 
     async def _collect(self, delivery: Delivery) -> None:
-        """Collect one end; what goes wrong leaves it in the queue."""
-        try:
-            again = await self._end(delivery.job)
-            if again is not None:
-                await self._results.publish([again], delay_ns=_AGAIN_NS * 2 ** min(10, len(again.errors)))
-            await self._results.acknowledge([delivery])
-        except (UnavailableError, DiskFullError) as error:
-            # It stays unacknowledged, and comes again with the next connection to the queue.
-            _LOG.warning("an end waits for its store", reason=str(error))
-        except Exception as error:  # noqa: BLE001 - the collector's boundary: the end is kept among the dead letters
-            _LOG.exception("an end cannot be collected", request=delivery.job.request.hex())
-            await self._bury(delivery, f"{type(error).__name__}: {error}")
+        """Collect one end; it stays in hand while a store is away."""
+        while True:
+            try:
+                again = await self._end(delivery.job)
+                if again is not None:
+                    await self._results.publish([again], delay_ns=_AGAIN_NS * 2 ** min(10, len(again.errors)))
+                await self._results.acknowledge([delivery])
+            except (UnavailableError, DiskFullError) as error:
+                _LOG.warning("an end waits for its store", reason=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except Exception as error:  # noqa: BLE001 - the collector's boundary: the end is kept among the dead letters
+                _LOG.exception("an end cannot be collected", request=delivery.job.request.hex())
+                await self._bury(delivery, f"{type(error).__name__}: {error}")
+            return
 
     async def _bury(self, delivery: Delivery, error: str) -> None:
-        try:
-            await self._results.bury(delivery, error)
-        except (UnavailableError, DiskFullError) as away:
-            # It stays unacknowledged, and comes again.
-            _LOG.warning("the queue of results is away", reason=str(away))
+        while True:
+            try:
+                await self._results.bury(delivery, error)
+            except (UnavailableError, DiskFullError) as away:
+                _LOG.warning("the queue of results is away", reason=str(away))
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
 
     async def _end(self, job: Job) -> Job | None:
         record = await self._requests.get(job.request)
@@ -164,14 +177,24 @@ class Collector:
             return None
         if record.ended_at is not None:
             return await self._ends.again(record, job)
-        events = tuple(await self._events.read(record.request, record.lane))
+        events = await self._whole(record)
         if not ended(events):
-            # The log of another machine may show it a moment later.
             if len(job.errors) >= _VISIBLE:
                 raise UnseenEndError(f"the end of {record.request.hex()} is not in the event log")
             return msgspec.structs.replace(job, attempt=job.attempt + 1, errors=(*job.errors, "no end yet"))
         kept = self._reading.kept(record)
         return await self._ends.take(Ended(record=record, kept=kept, events=events), job)
+
+    async def _whole(self, record: RequestRecord) -> tuple[Event, ...]:
+        """Return the events; the log of another machine may show the end a moment after it is told of."""
+        found: list[Event] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_VISIBLE_S):
+                batches = self._events.follow(record.request, record.lane)
+                async with aclosing(cast("AsyncGenerator[Sequence[Event]]", batches)) as coming:
+                    async for events in coming:
+                        found.extend(events)
+        return tuple(found)
 
 
 class UnseenEndError(WeirError):

@@ -121,7 +121,7 @@ class Workshop:
             clock=clock,
             policy=msgspec.structs.replace(policy.work, sole=stores.results is None),
         )
-        self.cancelling = Cancelling(stores.requests, self.worker, self.leases, clock)
+        self.cancelling = Cancelling(stores.requests, self.worker, self.leases)
         self._sweeper = Sweeper(
             stores.requests, stores.jobs, every_ns=policy.sweep_ns, again_ns=10 * policy.lease_ns
         )

@@ -198,29 +198,42 @@ class Worker:
     async def _work(self, delivery: Delivery) -> None:
         """Work on a job, whatever happens; it is acknowledged when nothing of it can be lost."""
         job = delivery.job
-        try:
-            again = await self._job(job)
-            if again is not None:
-                await self._queue.publish([again[0]], delay_ns=again[1])
-            await self._queue.acknowledge([delivery])
-        except BuriedError as error:
-            self.buried += 1
-            await self._queue.bury(delivery, str(error))
-        except (UnavailableError, DiskFullError) as error:
-            _LOG.warning("a job waits for its store", request=job.request.hex(), reason=str(error))
-            await self._later(delivery, f"{error.code}: {error.message}")
-        except Exception as error:  # noqa: BLE001 - the worker's boundary: the job is kept, and the log has the trace
-            _LOG.exception("a job failed", request=job.request.hex())
-            await self._later(delivery, f"{type(error).__name__}: {error}")
+        while True:
+            try:
+                again = await self._job(job)
+                if again is not None:
+                    await self._queue.publish([again[0]], delay_ns=again[1])
+                await self._queue.acknowledge([delivery])
+            except BuriedError as error:
+                self.buried += 1
+                await self._bury(delivery, str(error))
+            except (UnavailableError, DiskFullError) as error:
+                # Nothing is wrong with the job: it stays in hand until the store is back.
+                _LOG.warning("a job waits for its store", request=job.request.hex(), reason=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except Exception as error:  # noqa: BLE001 - the worker's boundary: the job is kept, and the log has the trace
+                _LOG.exception("a job failed", request=job.request.hex())
+                await self._later(delivery, f"{type(error).__name__}: {error}")
+            return
+
+    async def _bury(self, delivery: Delivery, error: str) -> None:
+        while True:
+            try:
+                await self._queue.bury(delivery, error)
+            except (UnavailableError, DiskFullError):
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
 
     async def _later(self, delivery: Delivery, error: str) -> None:
         """Queue a job again that could not be worked on, or bury it when that has happened too often."""
         job = delivery.job
         while True:
+            if len(job.errors) >= self._policy.attempts + 3:
+                await self._bury(delivery, error)
+                return
             try:
-                if len(job.errors) >= self._policy.attempts + 3:
-                    await self._queue.bury(delivery, error)
-                    return
                 next_job = msgspec.structs.replace(job, attempt=job.attempt + 1, errors=(*job.errors, error))
                 await self._queue.publish(
                     [next_job], delay_ns=self._policy.backoff(len(job.errors) + 1, None)
@@ -265,17 +278,21 @@ class Worker:
             return _CRASHES_NS
         if self._policy.sole or not record.attempt:
             return 0
-        return max(0, record.lease_until - self._clock.wall_ns())
+        return record.lease_left_ns
 
     async def _attempt(self, record: RequestRecord, job: Job, lease: Lease) -> tuple[Job, int] | None:
         kept = decode(self._open(record))
         before = opening(record)
+        due_ns = None if record.deadline_left_ns is None else self._now_ns() + record.deadline_left_ns
         if record.attempt > 1:
+            # Whoever was lost may not know it: from here on nothing that it writes counts, so that what is read stands.
+            fence = Append(request=record.request, lane=record.lane, attempt=record.attempt, events=())
+            await self.write(fence)
             before = tuple(await self._events.read(record.request, record.lane)) or before
             if ended(before):
                 # Its end was written, and then whoever wrote it was lost.
                 return await self._hand_over(Ended(record=record, kept=kept, events=before), job)
-        run = _Run(self, record, kept, lease, before)
+        run = _Run(self, record, kept, lease, before, due_ns=due_ns)
         rest = await run.events()
         if rest is None:
             return None
@@ -300,13 +317,20 @@ class Worker:
             raise BuriedError(str(error)) from error
 
     async def _hand_over(self, found: Ended, job: Job) -> tuple[Job, int] | None:
-        again = await self._ends.take(found, job)
+        while True:
+            try:
+                again = await self._ends.take(found, job)
+                break
+            except (UnavailableError, DiskFullError) as error:
+                # The lease is held meanwhile: nobody else has to find out that this has ended.
+                _LOG.warning("an end waits for its store", request=job.request.hex(), reason=str(error))
+                await asyncio.sleep(_AGAIN_S)
         return None if again is None else (again, self._policy.backoff(len(again.errors), None))
 
     def _may_try_again(self, record: RequestRecord, kept: Kept, run: _Run) -> bool:
         if record.attempt >= self._policy.attempts or (run.tokens and not kept.retry_after_tokens):
             return False
-        return record.deadline_at is None or record.deadline_at > self._clock.wall_ns()
+        return run.left_s != 0.0
 
     async def write(self, append: Append) -> None:
         """Append events; returns once they are durable."""
@@ -321,11 +345,12 @@ class Worker:
         """How often a request is tried."""
         return self._policy.attempts
 
-    def left_s(self, record: RequestRecord) -> float | None:
-        """Return how long a request may still take; ``None``: as long as it likes."""
-        if record.deadline_at is None:
-            return None
-        return max(0.0, (record.deadline_at - self._clock.wall_ns()) / 1e9)
+    def left_s(self, due_ns: int | None) -> float | None:
+        """Return how long there is until an instant of the monotonic clock; ``None``: as long as one likes."""
+        return None if due_ns is None else max(0.0, (due_ns - self._now_ns()) / 1e9)
+
+    def _now_ns(self) -> int:
+        return self._clock.monotonic_ns()
 
 
 class BuriedError(WeirError):
@@ -338,9 +363,17 @@ class _Run:
     """One attempt at one request, and the events it has written."""
 
     def __init__(
-        self, worker: Worker, record: RequestRecord, kept: Kept, lease: Lease, before: tuple[Event, ...]
+        self,
+        worker: Worker,
+        record: RequestRecord,
+        kept: Kept,
+        lease: Lease,
+        before: tuple[Event, ...],
+        *,
+        due_ns: int | None,
     ) -> None:
         self._worker = worker
+        self._due_ns = due_ns
         self._record = record
         self._lease = lease
         self._kept = kept
@@ -354,6 +387,11 @@ class _Run:
     def tokens(self) -> bool:
         """Whether a reader may have seen a token of the answer."""
         return self._attempt.tokens or any(isinstance(event, Token) for event in last_answer(self._before))
+
+    @property
+    def left_s(self) -> float | None:
+        """How long there is until its deadline."""
+        return self._worker.left_s(self._due_ns)
 
     async def write(self, events: Sequence[Event]) -> None:
         """Append events of this attempt."""
@@ -374,9 +412,8 @@ class _Run:
         refused = self._refused()
         if refused is not None:
             return self._attempt.numbered([refused])
-        left_s = self._worker.left_s(record)
         try:
-            async with lease.working(left_s):
+            async with lease.working(self.left_s):
                 await self._disclose()
                 return await self._worker.ask(self._attempt, self.write)
         except TimeoutError:
@@ -400,7 +437,7 @@ class _Run:
     def _refused(self) -> Failed | None:
         """Return why nothing is asked any more, if so."""
         record = self._record
-        if self._worker.left_s(record) == 0.0:
+        if self.left_s == 0.0:
             return _late()
         if record.attempt > self._worker.attempts:
             message = f"the request was given up after {record.attempt - 1} attempts that did not end"

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.ports.intake import Acceptance, Conflict, Outcome, Repeated, Taken
 from tokenweir.ports.queue import Job, JobQueue
@@ -25,6 +27,7 @@ _WAITING: Final = 65_536
 _SWEEP_S: Final = 5.0
 _AGAIN_S: Final = 0.5
 _TRIES: Final = 3
+_LOOKED_AT_NS: Final = 120_000_000_000
 
 
 class AcceptingQuota(Protocol):
@@ -102,7 +105,8 @@ class ComposedIntake:
 
     async def _take(self, batch: Sequence[Acceptance], fresh: Sequence[int]) -> dict[int, Outcome]:
         """Reserve and write those in ``fresh``."""
-        epoch, reserved = await self._quota.reserve_accepted([batch[place].reserve for place in fresh])
+        wanted = [_briefly(batch[place].reserve) for place in fresh]
+        epoch, reserved = await self._quota.reserve_accepted(wanted)
         answers = dict(zip(fresh, reserved, strict=True))
         outcomes: dict[int, Outcome] = {
             place: answer for place, answer in answers.items() if isinstance(answer, Denied)
@@ -114,13 +118,13 @@ class ComposedIntake:
         jobs: list[Job] = []
         left: list[int] = []
         for place, answer in granted:
-            wanted = batch[place]
+            accepted = batch[place]
             if answer.request not in taken:
                 left.append(place)
                 continue
             outcomes[place] = Taken(request=answer.request, at=answer.at, headroom=answer.headroom)
-            if wanted.mode != "direct":
-                jobs.append(Job(request=answer.request, lane=wanted.lane, priority=wanted.priority))
+            if accepted.mode != "direct":
+                jobs.append(Job(request=answer.request, lane=accepted.lane, priority=accepted.priority))
         self._offer(jobs)
         return outcomes | (await self._others(batch, left) if left else {})
 
@@ -239,6 +243,11 @@ class ComposedIntake:
             )
             LOG.warning("published jobs that were accepted and not confirmed", jobs=len(found))
         return len(found)
+
+
+def _briefly(reserve: Reserve) -> Reserve:
+    """Return a reservation that is looked at soon, for it may come to nothing, and a job may wait for long."""
+    return msgspec.structs.replace(reserve, lease_ns=min(reserve.lease_ns, _LOOKED_AT_NS))
 
 
 def _apart(

@@ -42,12 +42,14 @@ class KafkaServers:
         self._secured: dict[str, object] = {} if scheme == _SCHEMES[0] else _over_tls(query)
 
     def producer(self) -> Any:  # noqa: ANN401 - the client's types are unknown
-        """Return a producer, not started: what it has sent is on all replicas in sync, once and in order."""
+        """Return a producer, not started: what it has sent is on all replicas in sync, perhaps twice.
+
+        Readers take a seq once. A producer that numbers its records would never work again after one was given up.
+        """
         return cast("Any", aiokafka.AIOKafkaProducer)(
             bootstrap_servers=self.name,
             **self._secured,
             acks="all",
-            enable_idempotence=True,
             max_request_size=MESSAGE_BYTES,
             max_batch_size=1_048_576,
             request_timeout_ms=15_000,

@@ -30,6 +30,10 @@ class Attempts(Protocol):
         """Return the last attempt claimed of each request that is known."""
         ...
 
+    async def began(self, request: bytes) -> int | None:
+        """Return when a request was taken on by the stores' clock (Unix ns), once somebody has claimed it."""
+        ...
+
 
 class KafkaEventLog:
     """Opened with :meth:`open`. ``attempts`` fences writers whose request another has claimed.
@@ -50,7 +54,9 @@ class KafkaEventLog:
         self._topic = f"{servers.prefix}{TOPIC}"
         self._attempts = attempts
         self._writer = LaneWriter(servers, self._topic, packing, partitions=partitions)
-        self._reader = LaneReader(servers, self._topic, at_hand=at_hand, partitions=partitions)
+        self._reader = LaneReader(
+            servers, self._topic, attempts.began, at_hand=at_hand, partitions=partitions
+        )
         # Up to where this process has written, by lane: its own readers see at least that.
         self._written = [0] * partitions
         self._partitions = partitions
@@ -76,7 +82,7 @@ class KafkaEventLog:
         await self._look_up(batch)
         pieces: dict[int, list[Piece]] = defaultdict(list)
         for append in batch:
-            if append.events and (append.request, append.attempt) in self._trusted:
+            if (append.request, append.attempt) in self._trusted:
                 pieces[append.lane % self._partitions].append(piece_of(append))
         await self._write(pieces)
 

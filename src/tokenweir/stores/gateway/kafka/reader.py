@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Any, Final, cast
 from weakref import WeakValueDictionary
 
+import msgspec
+from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from tokenweir.core.errors import UnavailableError
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
-from tokenweir.stores.gateway.kafka.records import Fold, unpacked
+from tokenweir.stores.gateway.kafka.records import Fold, Piece, unpacked
 from tokenweir.stores.gateway.reporting import LOG
 
 AT_HAND: Final = 200_000
@@ -30,20 +32,27 @@ _SKEW_MS: Final = 10_000
 """How far a gateway's clock may be before the broker's for a request to be found by its time at once."""
 _AGAIN_S: Final = 0.5
 _REACH_S: Final = 10.0
+_SILENT_S: Final = 10.0
 _READERS: Final = 2
 _V7: Final = 7
+
+
+Began = Callable[[bytes], Awaitable[int | None]]
+"""Says when the stores took a request on (Unix ns) that somebody writes to; ``None``: nobody does."""
 
 
 class _Lane:
     """What this process knows of a lane: all records below ``position`` that came since it looks."""
 
-    __slots__ = ("folds", "followers", "moved", "opened", "opening", "position", "used_at")
+    __slots__ = ("folds", "followers", "let_go", "moved", "opened", "opening", "position", "used_at")
 
     def __init__(self) -> None:
         self.opened = False
         self.opening = asyncio.Lock()
         self.position = 0
         self.folds: dict[bytes, Fold] = {}
+        # Of requests whose events had to make room: the next seq, and the attempt that counts.
+        self.let_go: dict[bytes, tuple[int, int]] = {}
         self.followers = 0
         self.moved = asyncio.Event()
         self.used_at = 0.0
@@ -52,8 +61,11 @@ class _Lane:
 class LaneReader:
     """Reads lanes for all readers of this process. :meth:`run` reads on, beside those that :meth:`read`."""
 
-    def __init__(self, servers: KafkaServers, topic: str, *, partitions: int, at_hand: int = AT_HAND) -> None:
+    def __init__(
+        self, servers: KafkaServers, topic: str, began: Began, *, partitions: int, at_hand: int = AT_HAND
+    ) -> None:
         self._servers = servers
+        self._began = began
         self._partitions = [TopicPartition(topic, lane) for lane in range(partitions)]
         self._consumer: Any = None
         self._lookers: asyncio.Queue[Any] = asyncio.Queue()
@@ -65,23 +77,40 @@ class LaneReader:
 
     async def start(self) -> None:
         """Connect. Raises UnavailableError."""
-        self._consumer = self._servers.consumer(wait_ms=_POLL_MS)
-        lookers = [self._servers.consumer(wait_ms=_HISTORY_POLL_MS) for _ in range(_READERS)]
-        self._all = [self._consumer, *lookers]
-        with self._servers.explained():
-            for consumer in self._all:
+        for _ in range(_READERS):
+            self._lookers.put_nowait(None)
+        await self._connect()
+
+    async def _connect(self) -> None:
+        """Read with a new consumer, from where the last one was."""
+        consumer = await self._started(_POLL_MS)
+        consumer.assign(self._partitions)
+        for lane, partition in zip(self._lanes, self._partitions, strict=True):
+            consumer.seek(partition, lane.position)
+            if not lane.opened:
+                consumer.pause(partition)
+        self._consumer = consumer
+
+    async def _started(self, wait_ms: int) -> Any:  # noqa: ANN401 - the client's types are unknown
+        consumer = self._servers.consumer(wait_ms=wait_ms)
+        try:
+            with self._servers.explained():
                 await consumer.start()
-        for looker in lookers:
-            self._lookers.put_nowait(looker)
-        self._consumer.assign(self._partitions)
-        self._consumer.pause(*self._partitions)
-        for partition in self._partitions:
-            self._consumer.seek(partition, 0)
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._all.append(consumer)
+        return consumer
+
+    async def _ended(self, consumer: Any) -> None:  # noqa: ANN401 - the client's types are unknown
+        self._all.remove(consumer)
+        with contextlib.suppress(KafkaError, OSError):
+            await consumer.stop()
 
     async def stop(self) -> None:
         """Close."""
-        for consumer in self._all:
-            await consumer.stop()
+        for consumer in list(self._all):
+            await self._ended(consumer)
 
     @property
     def at_hand(self) -> int:
@@ -113,7 +142,8 @@ class LaneReader:
         if lane.position < reached:
             await self._reach(lane, reached)
         fold = lane.folds.get(request)
-        if fold is None or (fold.first > after + 1 and not fold.forgotten):
+        if fold is None or not fold.known or (fold.first > after + 1 and not fold.forgotten):
+            # What came before decides what counts: only whoever knows a request from its beginning can tell.
             fold = await self._history(request, number, lane)
         return fold
 
@@ -146,14 +176,22 @@ class LaneReader:
         """Read a request's events from the lane's records, and keep them at hand."""
         partition = self._partitions[number]
         async with self._looker() as looker:
-            fold = await self._fold(
-                looker, request, number, await _start(looker, partition, _began_ms(request))
-            )
-            if fold.first > 0 and not fold.forgotten:
-                # Its clock was before the broker's by more than is usual.
+            since_ms = _began_ms(request)
+            fold = await self._fold(looker, request, number, await _start(looker, partition, since_ms))
+            if since_ms is not None and (fold.empty or not fold.known):
+                # Nobody has written yet, or the clock that made the id was before the broker's.
+                at = await self._began(request)
+                if at is not None and at // 1_000_000 - _SKEW_MS < since_ms:
+                    start = await _start(looker, partition, max(0, at // 1_000_000 - _SKEW_MS))
+                    fold = await self._fold(looker, request, number, start)
+            if not fold.known:
                 fold = await self._fold(looker, request, number, await _start(looker, partition, None))
-        if fold.events:
-            self._let_go(lane, request)
+        if fold.empty:
+            return fold
+        # Since this reading has come as far as the one at the end, no record was taken there.
+        self._let_go(lane, request)
+        lane.let_go.pop(request, None)
+        if not fold.forgotten:
             lane.folds[request] = fold
             self._grow(len(fold.events))
         return fold
@@ -168,15 +206,26 @@ class LaneReader:
         fold, lane, partition = Fold(), self._lanes[number], self._partitions[number]
         looker.assign([partition])
         looker.seek(partition, position)
-        # The reading at the end goes on meanwhile. What is taken here before it comes there is ignored there.
-        while position < lane.position:
-            found = await looker.getmany(partition, timeout_ms=1000)
-            for record in found.get(partition, ()):
-                for piece in unpacked(record.key, record.value):
-                    if piece.request == request:
-                        fold.take(piece)
-            position = await looker.position(partition)
-        looker.unsubscribe()
+        heard_at = time.monotonic()
+        try:
+            # The reading at the end goes on meanwhile. What is taken here before it comes there is ignored there.
+            while position < lane.position:
+                found = await looker.getmany(partition, timeout_ms=1000)
+                for record in found.get(partition, ()):
+                    for piece in self._pieces(record):
+                        if piece.request == request:
+                            fold.take(piece)
+                now, before = time.monotonic(), position
+                position = await looker.position(partition)
+                if position > before:
+                    heard_at = now
+                elif now - heard_at > _SILENT_S:
+                    raise UnavailableError(
+                        f"the event log {self._servers.name!r} does not give its records", mend="try again"
+                    )
+        finally:
+            # Without an assignment the client's reading would end for good.
+            looker.pause(partition)
         return fold
 
     @contextlib.asynccontextmanager
@@ -184,8 +233,16 @@ class LaneReader:
         """Give a consumer for looking back; few do at once."""
         looker = await self._lookers.get()
         try:
+            if looker is None:
+                looker = await self._started(_HISTORY_POLL_MS)
             with self._servers.explained():
                 yield looker
+        except UnavailableError:
+            # It may have ended inside; the next one is new.
+            if looker is not None:
+                broken, looker = looker, None
+                await self._ended(broken)
+            raise
         finally:
             self._lookers.put_nowait(looker)
 
@@ -201,6 +258,7 @@ class LaneReader:
             except UnavailableError as error:
                 LOG.warning("the lanes of events cannot be read", reason=str(error))
                 await asyncio.sleep(_AGAIN_S)
+                await self._again()
                 continue
             for partition, records in found.items():
                 self._take(self._lanes[partition.partition], records)
@@ -208,15 +266,25 @@ class LaneReader:
                 looked_at = time.monotonic()
                 self._close_idle(looked_at)
 
+    async def _again(self) -> None:
+        """Read with a new consumer: what has ended inside the client does not begin again."""
+        before = self._consumer
+        try:
+            await self._connect()
+        except UnavailableError as error:
+            LOG.warning("the lanes of events cannot be read", reason=str(error))
+        else:
+            await self._ended(before)
+
     def _take(self, lane: _Lane, records: Sequence[Any]) -> None:
         touched: set[bytes] = set()
         for record in records:
             if record.offset < lane.position:
                 continue
-            for piece in unpacked(record.key, record.value):
+            for piece in self._pieces(record):
                 fold = lane.folds.pop(piece.request, None)
                 if fold is None:
-                    fold = Fold()
+                    fold = Fold(*lane.let_go.pop(piece.request, (0, 0)))
                 # Last in the order: those that are silent come first.
                 lane.folds[piece.request] = fold
                 self._count += fold.take(piece)
@@ -232,6 +300,14 @@ class LaneReader:
                 signal.set()
         self._grow(0)
 
+    def _pieces(self, record: Any) -> Sequence[Piece]:  # noqa: ANN401 - the client's types are unknown
+        """Return what a record holds. One that is not ours must not end the reading of all that are."""
+        try:
+            return unpacked(record.key, record.value)
+        except (msgspec.MsgspecError, ValueError) as error:
+            LOG.error("a record of the event log cannot be read", offset=record.offset, reason=str(error))
+            return ()
+
     def _grow(self, count: int) -> None:
         """Count events at hand; where they are too many, let the longest silent requests of each lane go."""
         self._count += count
@@ -245,6 +321,8 @@ class LaneReader:
         fold = lane.folds.pop(request, None)
         if fold is not None:
             self._count -= len(fold.events)
+            if fold.known:
+                lane.let_go[request] = (fold.next_seq, fold.attempt)
 
     def _close_idle(self, now: float) -> None:
         for lane, partition in zip(self._lanes, self._partitions, strict=True):
@@ -253,6 +331,7 @@ class LaneReader:
                 self._consumer.pause(partition)
                 for request in list(lane.folds):
                     self._let_go(lane, request)
+                lane.let_go.clear()
 
 
 async def _start(looker: Any, partition: TopicPartition, since_ms: int | None) -> int:  # noqa: ANN401

@@ -71,15 +71,24 @@ def piece_of(append: Append) -> Piece:
 
 
 class Fold:
-    """The events of one request, from the seq ``first`` on, as far as they were read."""
+    """The events of one request, from the seq ``first`` on, as far as they were read.
 
-    __slots__ = ("attempt", "events", "first", "forgotten")
+    ``known``: nothing of what came before was missed, so that these are the events that count.
+    """
 
-    def __init__(self) -> None:
-        self.first = 0
-        self.attempt = 0
+    __slots__ = ("attempt", "events", "first", "forgotten", "known")
+
+    def __init__(self, first: int = 0, attempt: int = 0) -> None:
+        self.first = first
+        self.attempt = attempt
+        self.known = True
         self.events: list[Event] = []
         self.forgotten = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the request was seen."""
+        return not self.events and not self.forgotten and not self.attempt
 
     @property
     def next_seq(self) -> int:
@@ -111,4 +120,5 @@ class Fold:
                 # The events before are not at hand: this reader came later.
                 self.first = event.seq
                 self.events = [event]
+                self.known = False
         return len(self.events) - before

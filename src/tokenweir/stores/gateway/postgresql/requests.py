@@ -197,7 +197,8 @@ class PostgresqlRequests:
         """
         query = (
             f"SELECT {_COLUMNS} FROM gateway_requests WHERE ended_at IS NULL AND attempt > 0"  # noqa: S608
-            f" AND lease_until <= {NOW} - CASE mode WHEN 'direct' THEN 0 ELSE $2 END ORDER BY lease_until LIMIT $1"
+            f" AND lease_until <= {NOW} - CASE mode WHEN 'direct' THEN 0 ELSE $2::bigint END"
+            " ORDER BY lease_until LIMIT $1"
         )
         return [_record(row) for row in await self._database.fetch(query, limit, _QUEUED_NS)]
 

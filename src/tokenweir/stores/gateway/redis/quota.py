@@ -28,6 +28,7 @@ ACCEPTED: Final = 1
 
 _REMEMBERED_S: Final = 120
 """How long a settled reservation is remembered, so that the same one again is not counted."""
+_LOOKED_AT_AGAIN_NS: Final = 3_600_000_000_000
 _MINE: Final = 262_144
 _DOUBTFUL: Final = 65_536
 
@@ -150,6 +151,7 @@ class RedisQuota:
         self, rows: Sequence[Held], settled: Mapping[bytes, Settled], fates: Mapping[bytes, Fate]
     ) -> Sequence[OpenReservation]:
         ends: list[Settle] = []
+        standing: list[bytes] = []
         lost: list[OpenReservation] = []
         for row in rows:
             request = row.open.reserve.request
@@ -158,9 +160,11 @@ class RedisQuota:
             elif row.kind == DIRECT:
                 lost.append(row.open)
             elif fates[request] == "open":
-                await self.renew([request], row.open.reserve.lease_ns)
+                standing.append(request)
             else:
                 ends.append(Settle(request=request, actual=Amounts(requests=0, tokens=0)))
+        if standing:
+            await self.renew(standing, _LOOKED_AT_AGAIN_NS)
         if ends:
             await self.settle(ends)
             LOG.warning("repaired reservations that a crash left behind", reservations=len(ends))

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from tokenweir.core.clock import Clock
 from tokenweir.ports.intake import Acceptance, Conflict, Outcome, Repeated, Taken
 from tokenweir.ports.queue import Job
@@ -20,6 +22,7 @@ _COLUMNS: Final = (
     " coalesce(idempotency, ''), priority, deadline_at, webhook, attempt, lease_until, cancel_at, ended_at,"
     " last_seq, log, first_offset"
 )
+_FIELDS: Final = RequestRecord.__struct_fields__[:-2]
 _LISTED: Final = _COLUMNS.replace("body, body_hash", "x'', body_hash").replace(" log,", " x'',")
 _INSERT: Final = (
     "INSERT INTO gateway_requests (request, key_id, user_id, team_id, model, mode, lane, route, at, body,"
@@ -123,7 +126,7 @@ class SqliteRequests:
         """Return a request, or ``None``."""
         query = f"SELECT {_COLUMNS} FROM gateway_requests WHERE request = ?"  # noqa: S608 - own words
         row = await self._database.read(lambda connection: connection.execute(query, (request,)).fetchone())
-        return _record(row) if row else None
+        return self._record(row) if row else None
 
     async def history(self, user: bytes, *, before: bytes | None, limit: int) -> Sequence[RequestRecord]:
         """Return a user's requests, newest first, older than ``before``; bodies and logs are left empty."""
@@ -133,13 +136,13 @@ class SqliteRequests:
         )
         args = (user, before or b"\xff" * 17, limit)
         rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     async def claim(self, request: bytes, *, attempt: int, lease_ns: int) -> RequestRecord | None:
         """Become the writer as ``attempt`` by compare-and-set; ``None``: somebody else is."""
         args = (attempt, self._clock.wall_ns() + lease_ns, request)
         row = await self._database.write(lambda connection: connection.execute(_CLAIM, args).fetchone())
-        return _record(row) if row else None
+        return self._record(row) if row else None
 
     async def cancel(self, request: bytes) -> RequestRecord | None:
         """Ask that a request be stopped; the lease holder obeys. Returns the request, or ``None``."""
@@ -151,7 +154,7 @@ class SqliteRequests:
         row = await self._database.write(
             lambda connection: connection.execute(query, (now, request)).fetchone()
         )
-        return _record(row) if row else None
+        return self._record(row) if row else None
 
     async def renew(self, requests: Sequence[tuple[bytes, int]], lease_ns: int) -> Sequence[bytes]:
         """Extend leases of (request, attempt); returns those lost or cancelled, whose work must stop."""
@@ -185,7 +188,7 @@ class SqliteRequests:
         )
         args = (self._clock.wall_ns(), limit)
         rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     async def unlike(self, prefix: bytes, limit: int) -> Sequence[RequestRecord]:
         """Return up to ``limit`` requests whose body, or log where it is not empty, does not begin with ``prefix``."""
@@ -195,7 +198,7 @@ class SqliteRequests:
         )
         args = (len(prefix), prefix, limit)
         rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
         """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
@@ -209,6 +212,11 @@ class SqliteRequests:
             durable=True,
         )
 
-
-def _record(row: tuple[object, ...]) -> RequestRecord:
-    return RequestRecord(**dict(zip(RequestRecord.__struct_fields__, row, strict=True)))  # pyright: ignore[reportArgumentType]
+    def _record(self, row: tuple[object, ...]) -> RequestRecord:
+        record = RequestRecord(**dict(zip(_FIELDS, row, strict=True)))  # pyright: ignore[reportArgumentType]
+        now, due = self._clock.wall_ns(), record.deadline_at
+        return msgspec.structs.replace(
+            record,
+            lease_left_ns=max(0, record.lease_until - now),
+            deadline_left_ns=None if due is None else due - now,
+        )
