@@ -13,6 +13,8 @@ import pytest
 import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+pytestmark = pytest.mark.xdist_group("services")
+
 
 def test_postgresql_commits_what_others_then_read_and_knows_vectors(postgresql_url: str) -> None:
     connect = cast("Any", asyncpg).connect

@@ -41,6 +41,7 @@ COMMANDS = {
     "users": Entry("tokenweir.cli.users:command", "Add, list and disable users; teams and tiers."),
     "quotas": Entry("tokenweir.cli.quotas:command", "Set and list limits; prove the counters."),
     "usage": Entry("tokenweir.cli.usage:command", "Show what was used, from the ledger; CSV for billing."),
+    "gateway": Entry("tokenweir.cli.gateway:command", "Open the front door apart from workers, on shared stores."),
     "worker": Entry(
         "tokenweir.cli.worker:command", "Take queued requests to the endpoints, apart from a gateway."
     ),

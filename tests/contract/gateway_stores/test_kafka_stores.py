@@ -33,6 +33,8 @@ from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
 
+pytestmark = pytest.mark.xdist_group("services")
+
 # A broker of one node takes a while to make 64.
 PARTITIONS = 4
 
@@ -150,8 +152,6 @@ async def _stray(servers: KafkaServers) -> None:
     await producer.start()
     try:
         async with asyncio.timeout(20):
-            await producer.send_and_wait(
-                f"{servers.prefix}tokens", b"\xc1 what is this", None, 1
-            )
+            await producer.send_and_wait(f"{servers.prefix}tokens", b"\xc1 what is this", None, 1)
     finally:
         await producer.stop()

@@ -12,6 +12,8 @@ from tests.contract.gateway_stores.queue_contract import QueueContract
 from tokenweir.stores.gateway.rabbitmq.connection import RabbitConnection
 from tokenweir.stores.gateway.rabbitmq.queue import RabbitQueue
 
+pytestmark = pytest.mark.xdist_group("services")
+
 
 class RabbitPlace:
     """A virtual host of RabbitMQ."""

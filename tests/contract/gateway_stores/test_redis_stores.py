@@ -34,6 +34,8 @@ from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
 from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 
+pytestmark = pytest.mark.xdist_group("services")
+
 
 class RedisPlace:
     """An empty Redis database and an empty PostgreSQL database."""
