@@ -115,6 +115,8 @@ async def open_stores(settings: Settings) -> AsyncGenerator[Stores]:
                 events=opened.events,
                 results=opened.results,
             ),
+            files=opened.files,
+            batches=opened.batches,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -33,6 +33,7 @@ STREAM_HEADERS: Final[Headers] = (
 )
 _DISCONNECT: Final = "http.disconnect"
 _NS_PER_S: Final = 1_000_000_000
+_SLOWEST_BYTES_PER_S: Final = 16 << 10
 
 
 class Meter(Protocol):
@@ -151,10 +152,34 @@ class Call:
                     if not event.get("more_body", False):
                         return b"".join(pieces)
         except TimeoutError:
-            raise SlowRequestError(
-                f"the body did not arrive within {timeout_ns / _NS_PER_S:g} s",
-                mend="send it faster, or raise the server's read_timeout",
-            ) from None
+            raise _too_slow(timeout_ns) from None
+
+    async def pieces(self, most_bytes: int, timeout_ns: int) -> AsyncGenerator[bytes]:
+        """Yield the body as it comes; what is not taken makes its sender wait.
+
+        It may take ``timeout_ns``, and a second more for each 16 KiB that have come. Raises as :meth:`body`.
+        """
+        said = self.header(b"content-length")
+        if said is not None and said.isdigit() and int(said) > most_bytes:
+            raise _too_large(most_bytes)
+        deadline = asyncio.get_running_loop().time() + timeout_ns / _NS_PER_S
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline + size / _SLOWEST_BYTES_PER_S):
+                    event = await self._receive()
+            except TimeoutError:
+                raise _too_slow(timeout_ns) from None
+            if event["type"] == _DISCONNECT:
+                raise DisconnectedError
+            piece = cast("bytes", event.get("body", b""))
+            size += len(piece)
+            if size > most_bytes:
+                raise _too_large(most_bytes)
+            if piece:
+                yield piece
+            if not event.get("more_body", False):
+                return
 
     async def json(self, most_bytes: int, timeout_ns: int) -> dict[str, Json]:
         """Return the body, which must be a JSON object and say so.
@@ -284,4 +309,11 @@ def _too_large(most_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(
         f"the body is longer than {most_bytes} bytes",
         mend="send less, or raise the server's max_body_bytes",
+    )
+
+
+def _too_slow(timeout_ns: int) -> SlowRequestError:
+    return SlowRequestError(
+        f"the body did not arrive within {timeout_ns / _NS_PER_S:g} s",
+        mend="send it faster, or raise the server's read_timeout",
     )

@@ -23,6 +23,7 @@ from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
 from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClient
+from tokenweir.gateway.files.cabinet import Cabinet, FileLimits
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import Price, PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
@@ -31,6 +32,8 @@ from tokenweir.gateway.queued.node import Metering, Queued, QueuedPolicy, Queued
 from tokenweir.gateway.settings import Settings
 from tokenweir.ports.access import Keyring
 from tokenweir.ports.backend import Control
+from tokenweir.ports.batches import Batches
+from tokenweir.ports.files import FileStore
 from tokenweir.ports.ledger import Ledger
 from tokenweir.ports.quota import QuotaStore
 
@@ -41,6 +44,8 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
     quota: QuotaStore
     ledger: Ledger
     queued: QueuedStores | None = None
+    files: FileStore | None = None
+    batches: Batches | None = None
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +124,9 @@ class Gateway:
             queued=self.queued,
             only=node.only,
         )
+        if self.queued is not None and node.stores.files is not None:
+            limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
+            self._door.cabinet = Cabinet(node.stores.files, self.queued.sealer, clock, limits)
         self.brownout = self._brownout(settings, direct, clock)
         self._server = HttpServer(
             App(self._door),

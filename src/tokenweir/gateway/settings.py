@@ -98,6 +98,10 @@ class Settings(SettingsModel):
     brownout: tuple[RungSettings, ...] = Field(
         default=(), description="What is given up under load, in order; without any, nothing is."
     )
+    max_file_bytes: int = Field(default=200 << 20, gt=0, description="Longest file that is sent to be kept.")
+    max_stored_bytes: int = Field(
+        default=10 << 30, gt=0, description="Most bytes that the files of one user have together."
+    )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")
 

@@ -18,6 +18,7 @@ from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
 from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
 from tokenweir.gateway.doors.streams import Streams
+from tokenweir.gateway.files.cabinet import Cabinet
 from tokenweir.gateway.queued.node import Queued
 from tokenweir.ports.access import Caller, Keyring, Permission
 from tokenweir.telemetry.logs import get_logger
@@ -63,6 +64,8 @@ class Door:
         self.limits = limits or Limits()
         self.queued = queued
         self.only = only
+        self.cabinet: Cabinet | None = None
+        """The files of callers, where they are kept."""
         self.queued_metrics = QueuedMetrics(metrics.registry)
         self.brownout: Brownout | None = None
         """What makes less of requests under load, if anything."""

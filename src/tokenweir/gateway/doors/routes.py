@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import MethodError, UnknownPathError
-from tokenweir.gateway.doors import dead_letters, events_stream, handlers, native, responses
+from tokenweir.gateway.doors import dead_letters, events_stream, files, handlers, native, responses
 from tokenweir.gateway.doors.door import Door
 
 Handler: TypeAlias = Callable[[Door, Call], Awaitable[None]]
@@ -21,6 +21,9 @@ ROUTES: Final[Mapping[str, Methods]] = {
     "/v1/responses/{id}": {"GET": responses.show, "DELETE": responses.delete},
     "/v1/responses/{id}/cancel": {"POST": responses.cancel},
     "/v1/responses/{id}/input_items": {"GET": responses.input_items},
+    "/v1/files": {"POST": files.create, "GET": files.listed},
+    "/v1/files/{id}": {"GET": files.show, "DELETE": files.delete},
+    "/v1/files/{id}/content": {"GET": files.content},
     "/v1/models": {"GET": handlers.models},
     "/v1/models/{id}": {"GET": handlers.model},
     "/v1/requests": {"POST": native.submit, "GET": native.history},

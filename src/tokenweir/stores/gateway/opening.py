@@ -14,14 +14,18 @@ import msgspec
 
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError, MissingExtraError
+from tokenweir.ports.batches import Batches
 from tokenweir.ports.eventlog import EventLog
+from tokenweir.ports.files import FileStore
 from tokenweir.ports.intake import Intake
 from tokenweir.ports.ledger import Ledger
 from tokenweir.ports.queue import DeadLetters, JobQueue
 from tokenweir.ports.quota import QuotaStore, QuotaUpkeep
 from tokenweir.ports.requests import RequestStore, RequestUpkeep
+from tokenweir.stores.gateway.sqlite.batches import SqliteBatches
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
+from tokenweir.stores.gateway.sqlite.files import SqliteFiles
 from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
 from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
@@ -71,6 +75,8 @@ class GatewayStores(msgspec.Struct, frozen=True, kw_only=True):
     requests: Requests
     jobs: Jobs
     events: EventLog
+    files: FileStore
+    batches: Batches
     results: Jobs | None = None
 
 
@@ -163,7 +169,9 @@ async def _open_embedded(urls: StoreUrls) -> AsyncGenerator[GatewayStores]:
     database = Database(urls.gateway)
     try:
         quota, jobs = SqliteQuota(database, clock), SqliteQueue(database, clock)
+        batches = SqliteBatches(database, clock)
         await jobs.load()
+        await batches.free()
         yield GatewayStores(
             quota=quota,
             ledger=SqliteLedger(database, quota),
@@ -171,6 +179,8 @@ async def _open_embedded(urls: StoreUrls) -> AsyncGenerator[GatewayStores]:
             requests=SqliteRequests(database, clock),
             jobs=jobs,
             events=SqliteEventLog(database),
+            files=SqliteFiles(database),
+            batches=batches,
         )
     finally:
         database.close()

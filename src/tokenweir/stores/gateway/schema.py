@@ -130,3 +130,53 @@ EPOCH: Final = sa.Table(
     sa.Column("one", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
 )
+
+FILES: Final = sa.Table(
+    "gateway_files",
+    METADATA,
+    sa.Column("file", _ID, primary_key=True),
+    sa.Column("user_id", _ID, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    # Null where the caller gave none, and until the file is whole.
+    sa.Column("idempotency", sa.Text),
+    sa.Column("kept", sa.Boolean, nullable=False),
+    sa.UniqueConstraint("user_id", "idempotency"),
+)
+sa.Index("ix_gateway_files_user", FILES.c.user_id, FILES.c.file)
+
+FILE_PIECES: Final = sa.Table(
+    "gateway_file_pieces",
+    METADATA,
+    sa.Column("file", _ID, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+BATCHES: Final = sa.Table(
+    "gateway_batches",
+    METADATA,
+    sa.Column("batch", _ID, primary_key=True),
+    sa.Column("user_id", _ID, nullable=False),
+    sa.Column("key_id", _ID, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("idempotency", sa.Text),
+    sa.Column("cancel_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("worker", _ID),
+    sa.Column("lease_until", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("user_id", "idempotency"),
+)
+sa.Index("ix_gateway_batches_user", BATCHES.c.user_id, BATCHES.c.batch)
+sa.Index(
+    "ix_gateway_batches_open",
+    BATCHES.c.lease_until,
+    sqlite_where=BATCHES.c.ended_at.is_(None),
+    postgresql_where=BATCHES.c.ended_at.is_(None),
+)

@@ -10,8 +10,10 @@ from tokenweir.stores.gateway.composed.intake import ComposedIntake
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
 from tokenweir.stores.gateway.kafka.eventlog import KafkaEventLog
 from tokenweir.stores.gateway.opening import GatewayStores, StoreUrls
+from tokenweir.stores.gateway.postgresql.batches import PostgresqlBatches
 from tokenweir.stores.gateway.postgresql.counting import PostgresqlUse
 from tokenweir.stores.gateway.postgresql.database import PostgresqlDatabase
+from tokenweir.stores.gateway.postgresql.files import PostgresqlFiles
 from tokenweir.stores.gateway.postgresql.ledger import PostgresqlLedger
 from tokenweir.stores.gateway.postgresql.requests import PostgresqlRequests
 from tokenweir.stores.gateway.rabbitmq.connection import RabbitConnection
@@ -48,6 +50,8 @@ async def open_composed(urls: StoreUrls) -> AsyncGenerator[GatewayStores]:
                 requests=requests,
                 jobs=jobs,
                 events=events,
+                files=PostgresqlFiles(database),
+                batches=PostgresqlBatches(database),
                 results=results,
             )
             for task in beside:
