@@ -147,6 +147,39 @@ class LogSettings(SettingsModel):
     )
 
 
+class TelemetrySettings(SettingsModel):
+    """``[telemetry]``: traces of gateways and workers. What there is to count is at their ``/metrics``."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    traces: str | None = Field(
+        default=None,
+        description="Where spans are sent over OTLP/HTTP, without the path: http://127.0.0.1:4318. Without it nothing"
+        " is traced.",
+    )
+    traces_header: SecretRef | None = Field(
+        default=None, description="Where a header for it is found, written NAME: VALUE."
+    )
+    sample: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of traces that begin here; others are the caller's to decide.",
+    )
+    service: str | None = Field(
+        default=None,
+        description="service.name of spans; without one, that of the process: weir-gateway, weir-worker.",
+    )
+
+    @field_validator("traces")
+    @classmethod
+    def _has_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/]", url):
+            reason = "a URL begins with http:// or https:// and a host"
+            raise ValueError(reason)
+        return url
+
+
 def home() -> Path:
     """Return the directory of data: what ``WEIR_HOME`` names, else the user's data directory."""
     named = os.environ.get(HOME_VARIABLE)

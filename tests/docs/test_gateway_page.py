@@ -9,7 +9,8 @@ from tokenweir.gateway.doors.routes import ROUTES
 
 PAGES = Path(__file__).parents[2] / "docs"
 TEXT = "".join(
-    page.read_text(encoding="utf-8") for page in [PAGES / "gateway.md", *(PAGES / "gateway").glob("*.md")]
+    page.read_text(encoding="utf-8")
+    for page in [PAGES / "gateway.md", PAGES / "operations.md", *(PAGES / "gateway").glob("*.md")]
 )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from tokenweir import config
 from tokenweir.bench.settings import Settings as BenchSettings
-from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings
+from tokenweir.config import EndpointSettings, LogSettings, SettingsModel, StoreSettings, TelemetrySettings
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.settings import CollectorSettings, WorkerSettings
 from tokenweir.gateway.settings import Settings as GatewaySettings
@@ -22,6 +22,7 @@ class Settings(SettingsModel):
     """Everything that ``weir.toml`` may hold: one table per slice, each declared by its slice."""
 
     log: LogSettings = Field(default_factory=LogSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     stores: StoreSettings = Field(default_factory=StoreSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
     bench: BenchSettings = Field(default_factory=BenchSettings)

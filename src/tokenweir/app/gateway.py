@@ -13,6 +13,7 @@ import msgspec
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
+from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.tls import client, listener
 from tokenweir.backends.registry import backend
 from tokenweir.config import EndpointSettings
@@ -70,7 +71,8 @@ def opener(
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     trust = trust_of(endpoints)
-    tls = listener(settings.gateway.tls, Refusals("tokenweir.gateway"))
+    refusals = Refusals("tokenweir.gateway")
+    tls = listener(settings.gateway.tls, refusals)
     if only or not works:
         policy = msgspec.structs.replace(policy, works=False)
 
@@ -80,7 +82,12 @@ def opener(
         try:
             keyring = CachedKeyring(directory)
             await keyring.look()
-            async with open_stores(settings) as stores, asyncio.TaskGroup() as group:
+            service = "weir-notifier" if only else "weir-gateway"
+            async with (
+                open_tracer(settings.telemetry, service) as tracer,
+                open_stores(settings) as stores,
+                asyncio.TaskGroup() as group,
+            ):
                 watch = group.create_task(keyring.watch())
                 yield Node(
                     settings=settings.gateway,
@@ -93,6 +100,8 @@ def opener(
                     tls=tls,
                     trust=trust,
                     rules=rules,
+                    refusals=refusals,
+                    tracer=tracer,
                 )
                 watch.cancel()
         finally:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 from tokenweir.app import Settings
 from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy, trust_of
+from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.tls import listener
 from tokenweir.backends.registry import backend
 from tokenweir.core.clock import SystemClock
@@ -54,7 +55,7 @@ def bench_opener(settings: Settings, what: str) -> Opener:
 
     @contextlib.asynccontextmanager
     async def open_bench() -> AsyncGenerator[Bench]:
-        async with open_stores(settings) as stores:
+        async with open_tracer(settings.telemetry, f"weir-{what}") as tracer, open_stores(settings) as stores:
             if stores.queued is None:
                 raise ConfigError("these stores have no queue", mend="set stores that hold one")
             pool = Pool(
@@ -80,6 +81,7 @@ def bench_opener(settings: Settings, what: str) -> Opener:
                 quota=stores.quota,
             )
             shop = Workshop(stores.queued, pool, metering, policy=policy, clock=SystemClock())
+            shop.asker.tracer = tracer
             health = HealthWatch(pool, controls, interval_ns=gateway.health_interval)
             yield Bench(shop, settler=settler, pool=pool, health=health, side=side)
 
@@ -92,4 +94,5 @@ def side_of(settings: Settings, what: str) -> Side | None:
     if told.metrics_port is None:
         return None
     refused = Refusals(f"tokenweir.{what}")
-    return Side(host=told.metrics_host, port=told.metrics_port, tls=listener(told.tls, refused))
+    tls = listener(told.tls, refused)
+    return Side(host=told.metrics_host, port=told.metrics_port, tls=tls, refusals=refused)

@@ -36,6 +36,8 @@ from tokenweir.ports.batches import Batches
 from tokenweir.ports.files import FileStore
 from tokenweir.ports.ledger import Ledger
 from tokenweir.ports.quota import QuotaStore
+from tokenweir.telemetry.refusals import Refusals
+from tokenweir.telemetry.spans import Tracer
 
 
 class Stores(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +54,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind.
 
     ``only`` names the paths of the door, if not all; ``tls`` is what it speaks, if TLS. ``trust`` is how endpoints are
-    spoken to over TLS, by their names, and ``rules`` where they may be.
+    spoken to over TLS, by their names, and ``rules`` where they may be. ``refusals`` counts whom ``tls`` lets not in.
     """
 
     settings: Settings
@@ -65,6 +67,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None = None
     trust: Mapping[str, ssl.SSLContext] = {}
     rules: AddressRules | None = None
+    refusals: Refusals | None = None
+    tracer: Tracer | None = None
 
 
 class Gateway:
@@ -95,6 +99,10 @@ class Gateway:
             clock=clock,
             policy=RelayPolicy(attempts=settings.attempts, lease_ns=settings.reservation_lease),
         )
+        metrics = Metrics()
+        metrics.measured.refusals = node.refusals
+        direct.measures = self._settler.measures = metrics.measures
+        direct.tracer = node.tracer
         self._works = node.queued.works
         self._leaving = asyncio.Event()
         self.queued = (
@@ -111,7 +119,7 @@ class Gateway:
         self._door = Door(
             node.keyring,
             direct,
-            metrics=Metrics(),
+            metrics=metrics,
             clock=clock,
             limits=Limits(
                 body_bytes=settings.max_body_bytes,
@@ -124,9 +132,13 @@ class Gateway:
             queued=self.queued,
             only=node.only,
         )
+        self._door.tracer, self._door.quota = node.tracer, node.stores.quota
         if self.queued is not None and node.stores.files is not None:
             limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
             self._door.cabinet = Cabinet(node.stores.files, self.queued.sealer, clock, limits)
+        if self.queued is not None:
+            self.queued.asker.measures = metrics.measures
+            self.queued.asker.tracer = self.queued.accepting.tracer = node.tracer
         self.brownout = self._brownout(settings, direct, clock)
         self._server = HttpServer(
             App(self._door),

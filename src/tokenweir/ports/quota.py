@@ -128,3 +128,12 @@ class QuotaUpkeep(Protocol):
     async def use(self, limits: Sequence[Limit]) -> Sequence[Headroom]:
         """Return what is left of each limit now."""
         ...
+
+
+@runtime_checkable
+class CountsReservations(Protocol):
+    """A quota store that knows how many reservations are open."""
+
+    async def open_reservations(self) -> int:
+        """Return how many there are, of all who use the store. Raises UnavailableError."""
+        ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from tokenweir.gateway.brownout.signals import FirstTokens
 from tokenweir.gateway.direct.body import RequestBody, for_upstream, read
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
+from tokenweir.gateway.measures import Measures, Times
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
@@ -29,6 +31,8 @@ from tokenweir.gateway.metering.usage import StreamMeter, TokenCount, usage_of
 from tokenweir.ports.access import Caller
 from tokenweir.ports.ledger import Charge, Ending, LedgerRow, UsageSource
 from tokenweir.ports.quota import Denied, Granted, Headroom, Reserve
+from tokenweir.telemetry import genai
+from tokenweir.telemetry.spans import UNTRACED, Span, Tracer
 
 _OK: Final = 200
 _SERVER_ERROR: Final = 500
@@ -87,6 +91,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     answered: bool = False
     relayed: bool = False
     ending: Ending = "failed"
+    times: Times | None = None
     ticket: int = 0
     """Of the wait for its first token, where those are watched."""
 
@@ -114,6 +119,8 @@ class Direct:
         self._policy = policy or RelayPolicy()
         self.first_tokens: FirstTokens | None = None
         """Where waits for a first token are noted, if anywhere."""
+        self.measures = Measures()
+        self.tracer: Tracer | None = None
 
     async def relay(self, caller: Caller, request: bytes, path: bytes, raw: bytes, sink: Sink) -> Exchange:
         """Answer one request into ``sink`` and return what is known of it.
@@ -139,9 +146,13 @@ class Direct:
         reserved, held = await self._reserving.reserve(wanted)
         if isinstance(reserved, Denied):
             raise exceeded(reserved, wanted, self._clock.wall_ns())
+        if reserved.headroom:
+            self.measures.left(reserved.headroom)
         exchange = Exchange(
             request=request, caller=caller, body=body, raw=raw, path=path, granted=reserved, held=held
         )
+        if body.stream:
+            exchange.times = self.measures.stream(body.model, "direct", self.measures.now())
         watch = self.first_tokens if body.stream else None
         if watch is not None:
             exchange.ticket = watch.asked()
@@ -193,13 +204,17 @@ class Direct:
             exchange.endpoint = endpoint.facts.name
             failed = True
             try:
-                async with await endpoint.client.send(*_request(endpoint, exchange)) as answer:
-                    failed = answer.status >= _SERVER_ERROR
-                    if answer.status in _TRY_AGAIN and not last:
-                        tried.append(endpoint)
-                    else:
-                        await self._pass_on(exchange, answer, sink)
-                        return
+                with self._traced(endpoint, exchange) as span:
+                    async with await endpoint.client.send(*_request(endpoint, exchange, span)) as answer:
+                        failed = answer.status >= _SERVER_ERROR
+                        span.set(genai.STATUS, answer.status)
+                        if answer.status in _TRY_AGAIN and not last:
+                            span.failed(str(answer.status))
+                            tried.append(endpoint)
+                        else:
+                            await self._pass_on(exchange, answer, sink)
+                            _tell(span, exchange)
+                            return
             except UnreachableError:
                 if exchange.relayed or last:
                     raise
@@ -212,6 +227,23 @@ class Direct:
                 self.pool.done(endpoint, failed=failed, now_ns=self._clock.monotonic_ns())
             await asyncio.sleep(self._policy.backoff_ns * 2**attempt * random.uniform(0.5, 1.5) / 1e9)
         raise OverloadedError(f"no endpoint of the model {model!r} answered", mend="try again shortly")
+
+    def _traced(self, endpoint: Endpoint, exchange: Exchange) -> AbstractContextManager[Span]:
+        if self.tracer is None:
+            return UNTRACED
+        operation = genai.OPERATIONS.get(exchange.path.decode(), "")
+        origin = endpoint.client.origin
+        return self.tracer.client(
+            f"{operation} {exchange.body.model}",
+            {
+                genai.OPERATION: operation,
+                genai.PROVIDER: endpoint.facts.kind,
+                genai.REQUEST_MODEL: exchange.body.model,
+                genai.ENDPOINT: endpoint.facts.name,
+                genai.SERVER_ADDRESS: origin.host,
+                genai.SERVER_PORT: origin.port,
+            },
+        )
 
     async def _pass_on(self, exchange: Exchange, answer: Answer, sink: Sink) -> None:
         exchange.answered = answer.status == _OK
@@ -235,7 +267,7 @@ class Direct:
     async def _pass_stream(
         self, exchange: Exchange, answer: Answer, sink: Sink, headers: list[tuple[bytes, bytes]]
     ) -> None:
-        meter = StreamMeter(show_usage=exchange.body.shows_usage)
+        meter, times, seen = StreamMeter(show_usage=exchange.body.shows_usage), exchange.times, 0
         headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
         try:
             piece = meter.feed(await answer.take())
@@ -246,6 +278,9 @@ class Direct:
             exchange.relayed = True
             await sink.begin(_OK, headers)
             while True:
+                if times is not None:
+                    times.piece(piece, meter.chunks - seen)
+                    seen = meter.chunks
                 if piece:
                     await sink.write(piece)
                 data = await answer.take()
@@ -299,10 +334,20 @@ class Direct:
         )
 
 
-def _request(endpoint: Endpoint, exchange: Exchange) -> tuple[bytes, bytes]:
+def _request(endpoint: Endpoint, exchange: Exchange, span: Span) -> tuple[bytes, bytes]:
     """Return the head and body to send to an endpoint."""
     body = for_upstream(exchange.raw, exchange.body, model=endpoint.facts.upstream_model)
-    return b"%b%d\r\n\r\n" % (endpoint.head(exchange.path), len(body)), body
+    return b"%b%d\r\n%b\r\n" % (endpoint.head(exchange.path), len(body), span.headers), body
+
+
+def _tell(span: Span, exchange: Exchange) -> None:
+    """Add to a span what is known of an answer."""
+    count, times = exchange.count, exchange.times
+    if count is not None:
+        span.set(genai.INPUT_TOKENS, count.input_tokens)
+        span.set(genai.OUTPUT_TOKENS, count.output_tokens)
+    if times is not None and times.first_ns:
+        span.set(genai.FIRST_TOKEN, times.first_ns / 1e9)
 
 
 def exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:

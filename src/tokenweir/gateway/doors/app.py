@@ -11,6 +11,7 @@ from tokenweir.core.errors import WeirError
 from tokenweir.gateway.doors import sockets
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.routes import find
+from tokenweir.telemetry import genai
 from tokenweir.telemetry.logs import get_logger
 
 _LOG = get_logger("tokenweir.gateway")
@@ -35,9 +36,25 @@ class App:
         request = RequestId.new(door.clock)
         call = Call(scope, receive, send, request.text)
         call.number = request.value
+        if door.tracer is None:
+            await self._answer(call)
+            return
+        with door.tracer.server(call.method, call.header(b"traceparent"), call.header(b"tracestate")) as span:
+            route, error = await self._answer(call)
+            span.call(f"{call.method} {route}")
+            span.set(genai.METHOD, call.method)
+            span.set(genai.ROUTE, route)
+            span.set(genai.STATUS, call.status)
+            span.set(genai.REQUEST_ID, call.id)
+            if error is not None:
+                span.failed(error.code if isinstance(error, WeirError) else type(error).__name__)
+
+    async def _answer(self, call: Call) -> tuple[str, Exception | None]:
+        """Answer a request; returns its route, and the error that it ended in."""
+        door = self._door
         started_ns = door.clock.monotonic_ns()
         route = "unknown"
-        error: BaseException | None = None
+        error: Exception | None = None
         try:
             found = find(call.method, call.path)
             route, call.part = found.path, found.part
@@ -55,7 +72,10 @@ class App:
             await call.refuse(problem(WeirError("internal error", mend="see the server's log")))
         took_ns = door.clock.monotonic_ns() - started_ns
         door.metrics.answered(route, call.status, took_ns / _NS_PER_S)
+        if error is not None:
+            door.metrics.measures.refused[error.code if isinstance(error, WeirError) else "internal"] += 1
         self._log(call, route, took_ns, error)
+        return route, error
 
     def _log(self, call: Call, route: str, took_ns: int, error: BaseException | None) -> None:
         """Write one event for a request that failed; others at debug level."""
@@ -63,9 +83,9 @@ class App:
         if error is None and not _LOG.isEnabledFor(level):
             return
         fields: dict[str, object] = {
-            "http.request.method": call.method,
-            "http.route": route,
-            "http.response.status_code": call.status,
+            genai.METHOD: call.method,
+            genai.ROUTE: route,
+            genai.STATUS: call.status,
             "request_id": call.id,
             "duration_ms": round(took_ns / 1e6, 3),
         }

@@ -21,7 +21,9 @@ from tokenweir.gateway.doors.streams import Streams
 from tokenweir.gateway.files.cabinet import Cabinet
 from tokenweir.gateway.queued.node import Queued
 from tokenweir.ports.access import Caller, Keyring, Permission
+from tokenweir.ports.quota import QuotaStore
 from tokenweir.telemetry.logs import get_logger
+from tokenweir.telemetry.spans import Tracer
 
 _LOG = get_logger("tokenweir.gateway")
 _BEARER = b"bearer "
@@ -63,6 +65,7 @@ class Door:
         self.clock = clock
         self.limits = limits or Limits()
         self.queued = queued
+        self.quota: QuotaStore | None = None
         self.only = only
         self.cabinet: Cabinet | None = None
         """The files of callers, where they are kept."""
@@ -71,6 +74,7 @@ class Door:
         """What makes less of requests under load, if anything."""
         self.brownout_metrics = BrownoutMetrics(metrics.registry)
         self.streams = Streams(keyring, most=self.limits.event_streams)
+        self.tracer: Tracer | None = None
         self.in_flight = 0
         self.draining = False
         self.started_s = clock.wall_ns() // 1_000_000_000

@@ -117,6 +117,7 @@ async def metrics(door: Door, call: Call) -> None:
         await door.queued_metrics.look(door.queued, door.streams)
     if door.brownout is not None:
         door.brownout_metrics.look(door.brownout)
+    await door.metrics.reservations(door.quota)
     body = door.metrics.render(
         door.direct.pool, in_flight=door.in_flight, unsettled=door.direct.settler.waiting
     )

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from tokenweir.core.breaker import Closed, HalfOpen, Open
+from tokenweir.core.errors import UnavailableError
 from tokenweir.gateway.direct.relay import Exchange
+from tokenweir.gateway.doors.measured import Measured
 from tokenweir.gateway.endpoints.pool import Pool
+from tokenweir.gateway.measures import Measures
+from tokenweir.ports.quota import CountsReservations, QuotaStore
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -21,6 +33,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.measures = Measures()
+        self.measured = Measured(self.measures)
+        self.registry.register(self.measured)
+        # Memory, CPU time and descriptors of the process, where the system tells them.
+        ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "weir_gateway_requests", "Requests answered.", ("route", "status"), registry=self.registry
         )
@@ -64,6 +81,24 @@ class Metrics:
             ("endpoint",),
             registry=self.registry,
         )
+        self._endpoint_requests = Counter(
+            "weir_gateway_endpoint_requests",
+            "Requests that an endpoint has done with, by outcome (answered, failed).",
+            ("endpoint", "outcome"),
+            registry=self.registry,
+        )
+        self._told: dict[tuple[str, str], int] = {}
+        self._open = Gauge(
+            "weir_gateway_reservations_open",
+            "Reservations that are not settled yet, of all gateways on the same store.",
+            registry=self.registry,
+        )
+
+    async def reservations(self, quota: QuotaStore | None) -> None:
+        """Set how many reservations are open, where the store can say; else it stays as it was."""
+        if isinstance(quota, CountsReservations):
+            with contextlib.suppress(UnavailableError):
+                self._open.set(await quota.open_reservations())
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -97,6 +132,10 @@ class Metrics:
             self._breakers.labels(state.name).set(_BREAKER[type(state.breaker)])
             self._endpoint_in_flight.labels(state.name).set(state.in_flight)
             self._endpoint_well.labels(state.name).set(state.well)
+            for outcome, count in (("answered", state.answered), ("failed", state.failed)):
+                key = state.name, outcome
+                self._endpoint_requests.labels(*key).inc(count - self._told.get(key, 0))
+                self._told[key] = count
         return generate_latest(self.registry)
 
     def names(self) -> Iterable[str]:

@@ -45,13 +45,14 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Endpoint:
     """An endpoint at work."""
 
-    __slots__ = ("_heads", "breaker", "client", "facts", "in_flight", "well")
+    __slots__ = ("_heads", "answered", "breaker", "client", "facts", "failed", "in_flight", "well")
 
     def __init__(self, facts: EndpointFacts, client: UpstreamClient, policy: BreakerPolicy = _POLICY) -> None:
         self.facts = facts
         self.client = client
         self.breaker = Breaker(policy)
         self.in_flight = 0
+        self.answered = self.failed = 0
         self._heads: dict[bytes, bytes] = {}
         self.well = True
         """What the last health check said."""
@@ -91,6 +92,8 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     well: bool
     breaker: BreakerState
+    answered: int = 0
+    failed: int = 0
 
 
 class Pool:
@@ -145,8 +148,10 @@ class Pool:
         """Note how a request went: ``failed`` is the server's own failure, not the caller's."""
         endpoint.in_flight -= 1
         if failed:
+            endpoint.failed += 1
             endpoint.breaker.failed(now_ns)
         else:
+            endpoint.answered += 1
             endpoint.breaker.proved()
 
     def states(self) -> Sequence[EndpointState]:
@@ -158,6 +163,8 @@ class Pool:
                 in_flight=endpoint.in_flight,
                 well=endpoint.well,
                 breaker=endpoint.breaker.state,
+                answered=endpoint.answered,
+                failed=endpoint.failed,
             )
             for endpoint in self.endpoints
         ]

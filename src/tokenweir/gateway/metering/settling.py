@@ -9,6 +9,7 @@ from typing import Final
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.gateway.batching import Batcher
+from tokenweir.gateway.measures import Measures
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.ports.ledger import Charge, Ledger, LedgerRow
 from tokenweir.ports.quota import HoldingQuota, OpenReservation, QuotaStore, Settle
@@ -29,6 +30,8 @@ class Settler:
         self._quota = None if isinstance(quota, HoldingQuota) else quota
         self._batcher: Batcher[Charge, bool] = Batcher(self._settle, name="ledger", waiting=262_144)
         self._away: WeirError | None = None
+        self.measures = Measures()
+        """Where rows are counted."""
 
     @property
     def waiting(self) -> int:
@@ -71,6 +74,7 @@ class Settler:
                 await asyncio.sleep(_AGAIN_S)
             else:
                 self._away = None
+                self.measures.wrote([charge for charge, fresh in zip(batch, written, strict=True) if fresh])
                 return written
 
 

@@ -21,6 +21,7 @@ from tokenweir.ports.access import Caller
 from tokenweir.ports.eventlog import LANES
 from tokenweir.ports.intake import Acceptance, Conflict, Intake, Mode, Outcome, Repeated, Taken
 from tokenweir.ports.quota import Denied
+from tokenweir.telemetry.spans import Tracer
 
 _PRIORITY_MOST: Final = 9
 _KEY_LETTERS: Final = 255
@@ -173,6 +174,7 @@ class Accepting:
         self._sealer = sealer
         self._clock = clock
         self._queue_lease_ns = queue_lease_ns
+        self.tracer: Tracer | None = None
 
     async def run(self) -> None:
         """Take on what comes."""
@@ -201,13 +203,16 @@ class Accepting:
             # It may wait for a worker far longer than a request that is being relayed.
             lease_ns = max(reserve.lease_ns, self._queue_lease_ns)
             reserve = msgspec.structs.replace(reserve, lease_ns=lease_ns)
+        kept = wish.kept
+        if self.tracer is not None:
+            kept = msgspec.structs.replace(kept, trace=self.tracer.trace())
         outcome = await self._batcher.submit(
             Acceptance(
                 reserve=reserve,
                 mode=wish.mode,
                 lane=lane_of(caller.user),
                 route=wish.route,
-                body=self._sealer.seal(request, wish.kept.encode()),
+                body=self._sealer.seal(request, kept.encode()),
                 body_hash=_hash(wish),
                 idempotency=wish.idempotency,
                 priority=_priority(wish.priority, caller),
@@ -222,6 +227,11 @@ class Accepting:
                 f"the idempotency key {wish.idempotency!r} was used with another body",
                 mend="send the same body again, or use a new key",
             )
+        if isinstance(outcome, Taken):
+            measures = self._direct.measures
+            measures.left(outcome.headroom)
+            if wish.mode != "direct":
+                measures.queued_tokens[body.model] += reserve.estimate.tokens
         return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 import msgspec
@@ -12,14 +13,17 @@ from tokenweir.backends.failures import http_error
 from tokenweir.backends.openai import decoder
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import EndpointError, OverloadedError, WeirError
-from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token
+from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token, Usage
 from tokenweir.gateway.brownout.signals import FirstTokens
 from tokenweir.gateway.direct.body import for_upstream
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
-from tokenweir.gateway.queued.kept import Kept
+from tokenweir.gateway.measures import Measures
+from tokenweir.gateway.queued.kept import Kept, request_id
 from tokenweir.ports.backend import HttpResponse
 from tokenweir.ports.requests import RequestRecord
+from tokenweir.telemetry import genai
+from tokenweir.telemetry.spans import UNTRACED, Span, Tracer
 
 _OK: Final = 200
 _SERVER_ERROR: Final = 500
@@ -37,6 +41,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     kept: Kept
     seq: int
     endpoints: int = 3
+    asked_ns: int = 0
     tokens: bool = False
     """Whether a token of this attempt is in the log, or about to be."""
 
@@ -55,6 +60,8 @@ class Asker:
         self._clock = clock
         self.first_tokens: FirstTokens | None = None
         """Where waits for a first token are noted, if anywhere."""
+        self.measures = Measures()
+        self.tracer: Tracer | None = None
 
     async def ask(self, attempt: Attempt, write: Write) -> list[Event]:
         """Return the last events of an attempt, its end among them; those before have been written.
@@ -98,13 +105,49 @@ class Asker:
     async def _answer(self, attempt: Attempt, endpoint: Endpoint, write: Write) -> list[Event]:
         kept = attempt.kept
         streamed = kept.streamed(attempt.record)
-        head, body = _request(endpoint, kept)
-        async with await endpoint.client.send(head, body) as answer:
-            if answer.status != _OK:
-                raise http_error(await _whole(answer))
-            if not streamed:
-                return await self._whole(attempt, endpoint, answer)
-            return await self._stream(attempt, endpoint, answer, write)
+        attempt.asked_ns = self.measures.now()
+        with self._traced(attempt, endpoint) as span:
+            head, body = _request(endpoint, kept, span)
+            async with await endpoint.client.send(head, body) as answer:
+                span.set(genai.STATUS, answer.status)
+                if answer.status != _OK:
+                    raise http_error(await _whole(answer))
+                if not streamed:
+                    rest = await self._whole(attempt, endpoint, answer)
+                else:
+                    rest = await self._stream(attempt, endpoint, answer, write)
+                self._count(attempt, rest, span)
+                return rest
+
+    def _traced(self, attempt: Attempt, endpoint: Endpoint) -> AbstractContextManager[Span]:
+        if self.tracer is None:
+            return UNTRACED
+        kept, origin, model = attempt.kept, endpoint.client.origin, attempt.record.model
+        operation = genai.OPERATIONS.get(kept.path, "")
+        return self.tracer.client(
+            f"{operation} {model}",
+            {
+                genai.OPERATION: operation,
+                genai.PROVIDER: endpoint.facts.kind,
+                genai.REQUEST_MODEL: model,
+                genai.ENDPOINT: endpoint.facts.name,
+                genai.SERVER_ADDRESS: origin.host,
+                genai.SERVER_PORT: origin.port,
+                genai.REQUEST_ID: request_id(attempt.record.request),
+                genai.ATTEMPT: attempt.record.attempt,
+            },
+            trace=kept.trace,
+        )
+
+    def _count(self, attempt: Attempt, rest: Sequence[Event], span: Span) -> None:
+        """Count what an answer took, by its last events."""
+        for event in rest:
+            if isinstance(event, Usage):
+                self.measures.answered(attempt.record.model, event)
+                span.set(genai.INPUT_TOKENS, event.input_tokens or 0)
+                span.set(genai.OUTPUT_TOKENS, event.output_tokens or 0)
+            elif isinstance(event, Failed):
+                span.failed(event.kind)
 
     async def _watched(self, attempt: Attempt, endpoint: Endpoint, write: Write) -> list[Event]:
         """Answer, and note how long the first token of a stream takes."""
@@ -135,15 +178,19 @@ class Asker:
         self, attempt: Attempt, endpoint: Endpoint, answer: Answer, write: Write
     ) -> list[Event]:
         decoding = decoder(attempt.kept.generate(streamed=True))
+        times = self.measures.stream(attempt.record.model, "queued", attempt.asked_ns)
         while True:
             data = await answer.take()
             found = decoding.feed(data) if data else decoding.end()
             if not found:
                 continue
             events = self._events(attempt, endpoint, [event for _, event in found])
+            tokens = sum(event.count or 1 for event in events if isinstance(event, Token))
+            if tokens:
+                times.tokens(tokens)
             if isinstance(events[-1], Completed | Failed | Cancelled):
                 return events
-            attempt.tokens = attempt.tokens or any(isinstance(event, Token) for event in events)
+            attempt.tokens = attempt.tokens or bool(tokens)
             # What comes while this is being written gathers in the connection, and goes with the next append.
             await write(events)
 
@@ -191,7 +238,7 @@ def _callers_fault(error: EndpointError) -> bool:
     return error.status is not None and error.status < _SERVER_ERROR and error.status != _TOO_MANY
 
 
-def _request(endpoint: Endpoint, kept: Kept) -> tuple[bytes, bytes]:
+def _request(endpoint: Endpoint, kept: Kept, span: Span) -> tuple[bytes, bytes]:
     facts, origin = endpoint.facts, endpoint.client.origin
     body = for_upstream(bytes(kept.body), kept.read(), model=facts.upstream_model)
     lines = [
@@ -203,7 +250,7 @@ def _request(endpoint: Endpoint, kept: Kept) -> tuple[bytes, bytes]:
     ]
     if facts.authorization:
         lines.append(b"authorization: " + facts.authorization.encode())
-    return b"\r\n".join(lines) + b"\r\n\r\n", body
+    return b"\r\n".join(lines) + b"\r\n" + span.headers + b"\r\n", body
 
 
 async def _whole(answer: Answer) -> HttpResponse:

@@ -29,6 +29,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``path`` is the endpoint's route and ``body`` what it is sent, both OpenAI's. ``pool`` is the caller's. With
     ``retry_after_tokens`` it may be tried again although tokens were streamed. ``said`` is for the door that took the
     request: what it needs beside the body to shape the answer. ``degraded`` is what was taken from it before that.
+    ``trace`` is the ``traceparent`` that it was accepted in.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pool: str = ""
     retry_after_tokens: bool = False
     said: msgspec.Raw = _NOTHING
+    trace: str = ""
     degraded: tuple[str, ...] = ()
 
     @property

@@ -20,6 +20,7 @@ from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.metering.settling import Settler
 from tokenweir.gateway.queued.node import Workshop
+from tokenweir.telemetry.refusals import Refusals
 
 Opener = Callable[[], contextlib.AbstractAsyncContextManager["Bench"]]
 
@@ -30,6 +31,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+    refusals: Refusals | None = None
 
 
 class Bench:
@@ -52,6 +54,8 @@ class Bench:
         self._side = side
         self._metrics = Metrics()
         self._queued = QueuedMetrics(self._metrics.registry)
+        settler.measures = shop.asker.measures = self._metrics.measures
+        self._metrics.measured.refusals = None if side is None else side.refusals
 
     @contextlib.asynccontextmanager
     async def telling(self) -> AsyncGenerator[str]:

@@ -6,9 +6,8 @@ engine's facade when it is asked for.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias
 
@@ -21,6 +20,8 @@ from tokenweir.core.clock import Clock
 from tokenweir.core.events import Usage
 from tokenweir.core.requests import Json
 from tokenweir.runtime.bridge.messages import Stepped
+from tokenweir.telemetry import genai
+from tokenweir.telemetry.bins import Bins
 
 PREFIX: Final = "weir_runtime_"
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -33,31 +34,6 @@ _NS_PER_MS: Final = 1_000_000
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _GAP: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Bins:
-    """A histogram: counts by upper bound, and the sum. Values are in the unit of the bounds."""
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        """Count ``value``, ``times`` over."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """Return Prometheus' cumulative buckets and the sum."""
-        found: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*map(_bound, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            found.append((bound, float(total)))
-        return found, self._sum
 
 
 class Meter:
@@ -122,14 +98,14 @@ class Meter:
 
     def facts(self) -> dict[str, object]:
         """Return what the log says of the request, under OpenTelemetry's names where it has one."""
-        told: dict[str, object] = {"gen_ai.request.model": self._model, "outcome": self.outcome}
+        told: dict[str, object] = {genai.REQUEST_MODEL: self._model, "outcome": self.outcome}
         if self.engine_id:
             told["engine_request_id"] = self.engine_id
         if self.ttft_ns is not None:
             told["ttft_ms"] = round(self.ttft_ns / _NS_PER_MS, 3)
         if self.usage is not None:
-            told["gen_ai.usage.input_tokens"] = self.usage.input_tokens
-            told["gen_ai.usage.output_tokens"] = self.usage.output_tokens
+            told[genai.INPUT_TOKENS] = self.usage.input_tokens
+            told[genai.OUTPUT_TOKENS] = self.usage.output_tokens
         if self.answer is not None:
             told |= {"prompt": self.prompt, "answer": list(self.answer.values())}
         return told
@@ -242,7 +218,3 @@ class Metrics(Collector):
             hits.add_metric((model,), count)
         yield hits
         yield from self.more()
-
-
-def _bound(value: float) -> str:
-    return f"{value:g}"

@@ -147,6 +147,10 @@ class RedisQuotaUpkeep(RedisQuota):
         seconds, micros = cast("tuple[bytes, bytes]", await self._server.command("TIME"))
         return int(seconds) * 1_000_000 + int(micros)
 
+    async def open_reservations(self) -> int:
+        """Return how many there are."""
+        return int(cast("int", await self._server.command("ZCARD", f"{self._server.prefix}open")))
+
     async def _clean(self) -> None:
         await self._server.command("DEL", f"{self._server.prefix}open")
         async for keys in self._scan("[cr]*"):

@@ -178,6 +178,15 @@ class SqliteQuota:
 
         return await self._database.read(find)
 
+    async def open_reservations(self) -> int:
+        """Return how many there are."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("SELECT COUNT(*) FROM gateway_reservations").fetchone()[0])
+
+        # Those that nobody has written yet have been open for some hundredths of a second.
+        return await self._database.read(count)
+
     async def rebuild(self) -> int:
         """Count everything anew and return the number of counters."""
 
