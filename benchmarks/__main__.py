@@ -29,6 +29,7 @@ NAMES = (
     "gateway_streams",
     "gateway_queued",
     "gateway_events",
+    "gateway_scaled",
     "gateway_start",
 )
 """Every benchmark, in the order of the tables in the documentation."""

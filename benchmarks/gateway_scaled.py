@@ -1,0 +1,59 @@
+"""Requests taken on over PostgreSQL, Redis, RabbitMQ and Kafka, all on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.services.group import SERVICES, Services, choose_runner
+
+from benchmarks.gateway_load import QUEUED, Load, drive, gateway, request, simulator, submitted
+from benchmarks.harness import Figure, Result, measured
+
+HOME = Path(__file__).parent / "cache" / "services"
+IN_FLIGHT = 256
+WINDOW_S = 2.0
+STORES = {"gateway": "postgresql", "quota": "redis", "queue": "rabbitmq", "events": "kafka"}
+
+FIGURES = (
+    Figure("accepted", "requests/s", (), 5_000.0),
+    Figure("accepted per CPU-second of the gateway", "requests/CPU-s", ()),
+    Figure("acceptance p50, 256 in flight", "ms", ()),
+    Figure("acceptance p99, 256 in flight", "ms", (), 25.0, "lower"),
+    Figure("failed", "requests", (), 0.0, "lower"),
+    Figure("status call p99, 4 in flight", "ms", (), 5.0, "lower"),
+)
+
+
+def measure(rounds: int) -> Result:
+    """Measure acceptance by one gateway process; the services and the client share what it leaves of the cores."""
+    how = f"POST /v1/requests, {IN_FLIGHT} in flight, one gateway process; services and client on the same machine"
+    services = Services(HOME, runner=choose_runner("local"))
+    started = services.start(list(SERVICES))
+    try:
+        if started.errors:
+            raise RuntimeError(f"services did not start: {started.errors}")
+        lines = [f'{store} = "{started.urls[name][name]}"' for store, name in STORES.items()]
+        stores = "\n".join(["[stores]", *lines, ""])
+        return measured("gateway_scaled", how, rounds, lambda _: _round(stores), FIGURES)
+    finally:
+        services.stop()
+
+
+def _round(stores: str) -> Mapping[str, float]:
+    with (
+        simulator(ttft="constant:30s", connections=4096) as sim,
+        gateway(sim.url, more=stores, patience_s=2.0) as door,
+    ):
+        load = Load(request("/v1/requests", QUEUED, door.key), IN_FLIGHT, WINDOW_S, ramp_s=1.0)
+        accepted, (cpu,) = drive(door.url, load, doors=[door])
+        status = request(submitted(door), b"", door.key, method=b"GET")
+        asked, _ = drive(door.url, Load(status, 4, WINDOW_S))
+    return {
+        "accepted": accepted.rate,
+        "accepted per CPU-second of the gateway": accepted.answers / cpu,
+        "acceptance p50, 256 in flight": accepted.quantile_ms(0.5),
+        "acceptance p99, 256 in flight": accepted.quantile_ms(0.99),
+        "failed": float(accepted.failures + asked.failures),
+        "status call p99, 4 in flight": asked.quantile_ms(0.99),
+    }
