@@ -82,10 +82,18 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Open a file and wait until it has been loaded."""
+        self.visit(path.as_uri())
+
+    def visit(self, url: str) -> None:
+        """Open a URL and wait until it has been loaded."""
         self._seen.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self._seen):
             self._read()
+
+    def another(self) -> Page:
+        """Open another tab of the same browser. What it tells is read while either is asked."""
+        return Page(self._out, self._in)
 
     def run(self, expression: str) -> object:
         """Return the value of a script; it runs apart from the page's own, whatever that allows."""
