@@ -125,6 +125,23 @@ def test_a_request_is_found_whose_gateways_clock_was_wrong(place: Place, hours: 
     tell(place, write, read)
 
 
+def test_who_comes_into_a_lane_later_reads_what_came_before(place: Place) -> None:
+    wanted = acceptance(reserve())
+    request, lane = wanted.reserve.request, wanted.lane
+
+    async def story(stores: Stores) -> None:
+        await stores.intake.accept([wanted])
+        await stores.requests.claim(request, attempt=1, lease_ns=1)
+        await stores.events.append([Append(request=request, lane=lane, attempt=1, events=_said(3)[:3])])
+        # The lane is read from here on.
+        assert await stores.events.read(acceptance(reserve()).reserve.request, lane) == []
+        await stores.requests.claim(request, attempt=2, lease_ns=LEASE_NS)
+        await stores.events.append([Append(request=request, lane=lane, attempt=2, events=())])
+        assert tuple(await stores.events.read(request, lane)) == _said(3)[:3]
+
+    tell(place, story)
+
+
 def test_what_had_to_make_room_is_read_again_and_what_is_not_ours_is_passed_over(
     place: Place,
 ) -> None:

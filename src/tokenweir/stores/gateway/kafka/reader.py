@@ -283,8 +283,12 @@ class LaneReader:
                 continue
             for piece in self._pieces(record):
                 fold = lane.folds.pop(piece.request, None)
-                if fold is None:
-                    fold = Fold(*lane.let_go.pop(piece.request, (0, 0)))
+                if fold is None and piece.request in lane.let_go:
+                    fold = Fold(*lane.let_go.pop(piece.request))
+                elif fold is None:
+                    fold = Fold()
+                    # Anything but the very first that is written of a request may follow what was not seen here.
+                    fold.known = piece.attempt <= 1 and bool(piece.events) and piece.events[0].seq == 0
                 # Last in the order: those that are silent come first.
                 lane.folds[piece.request] = fold
                 self._count += fold.take(piece)
