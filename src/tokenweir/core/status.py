@@ -14,11 +14,12 @@ ENDED: Final[frozenset[State]] = frozenset({"completed", "failed", "cancelled"})
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
-    """A request was taken on: it ends, whatever crashes."""
+    """A request was taken on: it ends, whatever crashes. ``degraded`` says what of it was given up under load."""
 
     request_id: str
     status_url: str
     events_url: str
+    degraded: tuple[str, ...] = ()
 
 
 class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

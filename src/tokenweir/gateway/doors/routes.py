@@ -7,11 +7,18 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import MethodError, UnknownPathError
-from tokenweir.gateway.doors import dead_letters, events_stream, files, handlers, native, responses
+from tokenweir.gateway.doors import batches, dead_letters, events_stream, files, handlers, native, responses
 from tokenweir.gateway.doors.door import Door
+from tokenweir.gateway.doors.openapi import document
 
 Handler: TypeAlias = Callable[[Door, Call], Awaitable[None]]
 Methods: TypeAlias = Mapping[str, Handler]
+
+
+async def openapi(door: Door, call: Call) -> None:
+    """Give the OpenAPI document of what this door has."""
+    await call.answer(200, document(documented(door.only)))
+
 
 ROUTES: Final[Mapping[str, Methods]] = {
     "/v1/chat/completions": {"POST": handlers.direct},
@@ -24,6 +31,9 @@ ROUTES: Final[Mapping[str, Methods]] = {
     "/v1/files": {"POST": files.create, "GET": files.listed},
     "/v1/files/{id}": {"GET": files.show, "DELETE": files.delete},
     "/v1/files/{id}/content": {"GET": files.content},
+    "/v1/batches": {"POST": batches.create, "GET": batches.listed},
+    "/v1/batches/{id}": {"GET": batches.show},
+    "/v1/batches/{id}/cancel": {"POST": batches.cancel},
     "/v1/models": {"GET": handlers.models},
     "/v1/models/{id}": {"GET": handlers.model},
     "/v1/requests": {"POST": native.submit, "GET": native.history},
@@ -45,10 +55,24 @@ ROUTES: Final[Mapping[str, Methods]] = {
     "/health": {"GET": handlers.health},
     "/ready": {"GET": handlers.ready},
     "/metrics": {"GET": handlers.metrics},
+    "/openapi.json": {"GET": openapi},
 }
-"""Handlers by path and method. ``{id}`` is one part of a path, or all of its rest where it is the last."""
+"""Handlers by path and method; each is described in ``descriptions.py``.
+
+``{id}`` is one part of a path, or all of its rest where it is the last.
+"""
 
 _ID: Final = "{id}"
+
+
+def documented(only: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Return the routes (``METHOD /path``) of all paths, or of these."""
+    return tuple(
+        f"{method} {path}"
+        for path, methods in ROUTES.items()
+        if not only or path in only
+        for method in methods
+    )
 
 
 class Found(NamedTuple):
