@@ -273,7 +273,10 @@ class EndpointSettings(SettingsModel):
     kind: Literal["openai", "sglang", "sglang_jax", "sim", "tokenweir"] = Field(
         description="The protocol it speaks."
     )
-    url: str = Field(description="Where it is: http:// or https://, host, port and any path before /v1.")
+    url: str = Field(
+        description="Where it is: http:// or https://, host, port and any path before /v1; of kind tokenweir also "
+        "grpc:// or grpcs://, host and port."
+    )
     model: str | None = Field(default=None, description="The model's name there.")
     key: SecretRef | None = Field(
         default=None, description="Where its API key is found: env:NAME or file:PATH, never the key itself."
@@ -299,8 +302,8 @@ class EndpointSettings(SettingsModel):
     @field_validator("url")
     @classmethod
     def _has_scheme(cls, url: str) -> str:
-        if not re.match(r"https?://[^/]", url):
-            reason = "a URL begins with http:// or https:// and a host"
+        if not re.match(r"(https?|grpcs?)://[^/]", url):
+            reason = "a URL begins with http://, https:// or grpc:// and a host"
             raise ValueError(reason)
         return url.rstrip("/")
 

@@ -13,6 +13,7 @@ import msgspec
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
+from tokenweir.app.rpc_endpoints import rpcs_of
 from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.tls import client, listener
 from tokenweir.backends.registry import backend
@@ -70,7 +71,7 @@ def opener(
     facts = [(endpoint_facts(endpoint), endpoint.url) for endpoint in endpoints]
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
-    trust = trust_of(endpoints)
+    trust, rpcs = trust_of(endpoints), rpcs_of(endpoints, settings.gateway)
     refusals = Refusals("tokenweir.gateway")
     tls = listener(settings.gateway.tls, refusals)
     if only or not works:
@@ -99,6 +100,7 @@ def opener(
                     only=only,
                     tls=tls,
                     trust=trust,
+                    rpcs=rpcs,
                     rules=rules,
                     refusals=refusals,
                     tracer=tracer,

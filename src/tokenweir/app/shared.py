@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 from tokenweir.app import Settings
 from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy, trust_of
+from tokenweir.app.rpc_endpoints import rpcs_of
 from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.tls import listener
 from tokenweir.backends.registry import backend
@@ -43,7 +44,7 @@ def bench_opener(settings: Settings, what: str) -> Opener:
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in settings.endpoints}}
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     gateway = settings.gateway
-    trust = trust_of(settings.endpoints)
+    trust, rpcs = trust_of(settings.endpoints), rpcs_of(settings.endpoints, gateway)
     side = side_of(settings, what)
     prices = PriceTable(
         [
@@ -55,7 +56,11 @@ def bench_opener(settings: Settings, what: str) -> Opener:
 
     @contextlib.asynccontextmanager
     async def open_bench() -> AsyncGenerator[Bench]:
-        async with open_tracer(settings.telemetry, f"weir-{what}") as tracer, open_stores(settings) as stores:
+        async with (
+            open_tracer(settings.telemetry, f"weir-{what}") as tracer,
+            open_stores(settings) as stores,
+            contextlib.AsyncExitStack() as closing,
+        ):
             if stores.queued is None:
                 raise ConfigError("these stores have no queue", mend="set stores that hold one")
             pool = Pool(
@@ -69,10 +74,13 @@ def bench_opener(settings: Settings, what: str) -> Opener:
                             tls=trust.get(each.name),
                             rules=rules,
                         ),
+                        rpc=rpcs.get(each.name),
                     )
                     for each, url in facts
                 ]
             )
+            for rpc in rpcs.values():
+                closing.push_async_callback(rpc.close)
             settler = Settler(stores.ledger, stores.quota)
             metering = Metering(
                 settler=settler,

@@ -21,7 +21,7 @@ from tokenweir.gateway.doors.door import Door, Limits
 from tokenweir.gateway.doors.metrics import Metrics
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.health import HealthWatch
-from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
+from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool, Rpc
 from tokenweir.gateway.endpoints.upstream import Origin, Timeouts, UpstreamClient
 from tokenweir.gateway.files.cabinet import Cabinet, FileLimits
 from tokenweir.gateway.metering.estimate import UsualOutput
@@ -67,6 +67,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None = None
     trust: Mapping[str, ssl.SSLContext] = {}
     rules: AddressRules | None = None
+    rpcs: Mapping[str, Rpc] = {}
     refusals: Refusals | None = None
     tracer: Tracer | None = None
 
@@ -209,6 +210,8 @@ class Gateway:
                     task.cancel()
                 for endpoint in self.pool.endpoints:
                     endpoint.client.close()
+                    if endpoint.rpc is not None:
+                        await endpoint.rpc.close()
 
     async def _leave(self) -> None:
         """When asked to leave, finish the queued requests in hand, then end the streams: their readers come back."""
@@ -237,6 +240,7 @@ def _endpoints(node: Node) -> list[Endpoint]:
                 tls=node.trust.get(facts.name),
                 rules=node.rules,
             ),
+            rpc=node.rpcs.get(facts.name),
         )
         for facts, url in node.endpoints
     ]

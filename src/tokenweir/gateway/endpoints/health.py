@@ -40,9 +40,10 @@ class HealthWatch:
         reason = ""
         try:
             async with asyncio.timeout(_WAIT_S):
-                status = await self._status(endpoint)
-            if status != _OK:
-                reason = f"it answers {status}"
+                if endpoint.rpc is not None:
+                    reason = await endpoint.rpc.health()
+                elif (status := await self._status(endpoint)) != _OK:
+                    reason = f"it answers {status}"
         except (EndpointError, TimeoutError) as error:
             reason = str(error) or f"no answer within {_WAIT_S:g} s"
         if endpoint.well != (not reason):

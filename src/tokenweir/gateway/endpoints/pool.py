@@ -6,13 +6,15 @@ health check fails is asked only when no other is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
 from tokenweir.core.breaker import Breaker, BreakerPolicy, BreakerState, HalfOpen
-from tokenweir.core.errors import NotFoundError, OverloadedError
+from tokenweir.core.errors import NotFoundError, OverloadedError, ParameterError
+from tokenweir.core.events import Event
+from tokenweir.core.requests import Kind
 from tokenweir.gateway.endpoints.upstream import UpstreamClient
 
 _POLICY: Final = BreakerPolicy(failures=5, window_ns=10_000_000_000, open_ns=5_000_000_000)
@@ -42,14 +44,39 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
         return f"EndpointFacts(name={self.name!r}, model={self.model!r})"
 
 
+class Rpc(Protocol):
+    """A model server that is asked over gRPC."""
+
+    def answer(self, kind: Kind, body: bytes, *, model: str) -> AsyncGenerator[Sequence[Event]]:
+        """Yield the events of a request with OpenAI's body, up to its end. Raises ParameterError, EndpointError."""
+        ...
+
+    async def health(self) -> str:
+        """Return why the server takes no requests; "" where it does. Raises EndpointError."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
 class Endpoint:
     """An endpoint at work."""
 
-    __slots__ = ("_heads", "answered", "breaker", "client", "facts", "failed", "in_flight", "well")
+    __slots__ = ("_heads", "answered", "breaker", "client", "facts", "failed", "in_flight", "rpc", "well")
 
-    def __init__(self, facts: EndpointFacts, client: UpstreamClient, policy: BreakerPolicy = _POLICY) -> None:
+    def __init__(
+        self,
+        facts: EndpointFacts,
+        client: UpstreamClient,
+        policy: BreakerPolicy = _POLICY,
+        *,
+        rpc: Rpc | None = None,
+    ) -> None:
         self.facts = facts
         self.client = client
+        self.rpc = rpc
+        """What it is asked through where its URL is one of gRPC; ``client`` then only says where it is."""
         self.breaker = Breaker(policy)
         self.in_flight = 0
         self.answered = self.failed = 0
@@ -116,11 +143,22 @@ class Pool:
             known = ", ".join(self._by_model) or "none is configured"
             raise NotFoundError(f"the model {model!r} does not exist", mend=f"models here: {known}")
 
-    def choose(self, model: str, now_ns: int, *, pool: str = "", tried: Sequence[Endpoint] = ()) -> Endpoint:
+    def choose(
+        self,
+        model: str,
+        now_ns: int,
+        *,
+        pool: str = "",
+        tried: Sequence[Endpoint] = (),
+        over_rpc: bool = False,
+    ) -> Endpoint:
         """Return the endpoint to ask next, leaving out those ``tried``; its ``in_flight`` counts the request from now.
+
+        Those of gRPC are left out too unless the caller can ask ``over_rpc``: their answers cannot be passed as bytes.
 
         Raises:
             NotFoundError: no endpoint serves the model.
+            ParameterError: only such serve it as the caller cannot ask.
             OverloadedError: all that serve it are out, or full.
         """
         serving = self._by_model.get(model)
@@ -131,10 +169,17 @@ class Pool:
             endpoint
             for endpoint in serving
             if endpoint not in tried
+            and (over_rpc or endpoint.rpc is None)
             and (not endpoint.facts.pool or endpoint.facts.pool == pool)
             and endpoint.may_be_asked(now_ns)
         ]
         if not candidates:
+            if not over_rpc and all(endpoint.rpc is not None for endpoint in serving):
+                raise ParameterError(
+                    f"the model {model!r} answers queued requests alone",
+                    param="model",
+                    mend="POST /v1/requests",
+                )
             raise OverloadedError(
                 f"no endpoint of the model {model!r} can take a request now",
                 mend="try again shortly",

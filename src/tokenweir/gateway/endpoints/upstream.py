@@ -17,7 +17,7 @@ from tokenweir.core.errors import ConfigError, OverloadedError, ProtocolError, U
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.connection import Connection
 
-_PORTS: Final = {"http": 80, "https": 443}
+_PORTS: Final = {"http": 80, "https": 443, "grpc": 50051, "grpcs": 443}
 _SECOND_NS: Final = 1_000_000_000
 _REDIRECTS: Final = range(300, 400)
 _WHOLE_BYTES: Final = 64 << 20
@@ -42,7 +42,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         if parts.scheme not in _PORTS or not host or parts.username or parts.query or parts.fragment:
             raise ConfigError(
                 f"the endpoint URL {url!r} cannot be used",
-                mend="write http:// or https://, host, port, and a path",
+                mend="write http://, https:// or grpc://, host, port, and a path",
             )
         return cls(
             scheme=parts.scheme, host=host, port=port or _PORTS[parts.scheme], base=parts.path.rstrip("/")

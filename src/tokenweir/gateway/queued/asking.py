@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from typing import Final
 
 import msgspec
@@ -12,13 +12,14 @@ import msgspec
 from tokenweir.backends.failures import http_error
 from tokenweir.backends.openai import decoder
 from tokenweir.core.clock import Clock
-from tokenweir.core.errors import EndpointError, OverloadedError, WeirError
+from tokenweir.core.errors import EndpointError, OverloadedError, ParameterError, WeirError
 from tokenweir.core.events import Cancelled, Completed, Event, Failed, Started, Token, Usage
 from tokenweir.gateway.brownout.signals import FirstTokens
 from tokenweir.gateway.direct.body import for_upstream
-from tokenweir.gateway.endpoints.pool import Endpoint, Pool
+from tokenweir.gateway.endpoints.pool import Endpoint, Pool, Rpc
 from tokenweir.gateway.endpoints.upstream import Answer
 from tokenweir.gateway.measures import Measures
+from tokenweir.gateway.queued.joining import whole
 from tokenweir.gateway.queued.kept import Kept, request_id
 from tokenweir.ports.backend import HttpResponse
 from tokenweir.ports.requests import RequestRecord
@@ -75,7 +76,7 @@ class Asker:
         for _ in range(attempt.endpoints):
             try:
                 endpoint = self._pool.choose(
-                    model, self._clock.monotonic_ns(), pool=attempt.kept.pool, tried=tried
+                    model, self._clock.monotonic_ns(), pool=attempt.kept.pool, tried=tried, over_rpc=True
                 )
             except WeirError as error:
                 return attempt.numbered([failed(failure or error)])
@@ -107,6 +108,10 @@ class Asker:
         streamed = kept.streamed(attempt.record)
         attempt.asked_ns = self.measures.now()
         with self._traced(attempt, endpoint) as span:
+            if endpoint.rpc is not None:
+                rest = await self._over_rpc(attempt, endpoint, endpoint.rpc, write)
+                self._count(attempt, rest, span)
+                return rest
             head, body = _request(endpoint, kept, span)
             async with await endpoint.client.send(head, body) as answer:
                 span.set(genai.STATUS, answer.status)
@@ -168,6 +173,25 @@ class Asker:
             return rest
         finally:
             watch.left(ticket)
+
+    async def _over_rpc(
+        self, attempt: Attempt, endpoint: Endpoint, rpc: Rpc, write: Write
+    ) -> list[Event]:
+        kept, streamed = attempt.kept, attempt.kept.streamed(attempt.record)
+        came: list[Event] = []
+        answer = rpc.answer(kept.kind, bytes(kept.body), model=endpoint.facts.upstream_model)
+        try:
+            async with aclosing(answer) as batches:
+                async for batch in batches:
+                    came.extend(batch)
+                    if not streamed or isinstance(came[-1], Completed | Failed | Cancelled):
+                        continue
+                    events, came = self._events(attempt, endpoint, came), []
+                    attempt.tokens = attempt.tokens or any(isinstance(event, Token) for event in events)
+                    await write(events)
+        except ParameterError as error:
+            return attempt.numbered([failed(error)])
+        return self._events(attempt, endpoint, came if streamed else whole(came))
 
     async def _whole(self, attempt: Attempt, endpoint: Endpoint, answer: Answer) -> list[Event]:
         decoding = decoder(attempt.kept.generate(streamed=False))
