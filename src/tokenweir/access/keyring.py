@@ -75,6 +75,15 @@ class CachedKeyring:
             raise _refusal()
         return caller
 
+    async def owner(self, key: bytes) -> Caller | None:
+        """Return the caller of a key by its id; ``None``: it counts no more. Raises UnavailableError."""
+        try:
+            async with self._asking:
+                found = await asyncio.to_thread(self._directory.find, key)
+        except WeirError as error:
+            raise UnavailableError(f"the directory of keys cannot be read: {error.message}") from error
+        return None if found is None else found[1]
+
     async def look(self) -> None:
         """Look at the directory's revision, and empty the cache if it has changed. Raises UnavailableError."""
         before = self._clock.monotonic_ns()

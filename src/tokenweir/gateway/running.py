@@ -14,6 +14,8 @@ from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.batches.desk import Desk
+from tokenweir.gateway.batches.working import BatchPolicy, BatchWorks, Parts
 from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
@@ -30,7 +32,7 @@ from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.gateway.metering.settling import Reaper, Settler
 from tokenweir.gateway.queued.node import Metering, Queued, QueuedPolicy, QueuedStores
 from tokenweir.gateway.settings import Settings
-from tokenweir.ports.access import Keyring
+from tokenweir.ports.access import Keyring, Owners
 from tokenweir.ports.backend import Control
 from tokenweir.ports.batches import Batches
 from tokenweir.ports.files import FileStore
@@ -137,6 +139,7 @@ class Gateway:
         if self.queued is not None and node.stores.files is not None:
             limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
             self._door.cabinet = Cabinet(node.stores.files, self.queued.sealer, clock, limits)
+        self.batches = self._batches(node, clock)
         if self.queued is not None:
             self.queued.asker.measures = metrics.measures
             self.queued.asker.tracer = self.queued.accepting.tracer = node.tracer
@@ -175,6 +178,21 @@ class Gateway:
             self.queued.asker.first_tokens = made.first_tokens
         return made
 
+    def _batches(self, node: Node, clock: Clock) -> BatchWorks | None:
+        """Return what works on batches, where they can be kept."""
+        store, queued, cabinet = node.stores.batches, self.queued, self._door.cabinet
+        if store is None or queued is None or cabinet is None or not isinstance(node.keyring, Owners):
+            return None
+        works = BatchWorks(
+            Parts(store=store, queued=queued, pool=self.pool),
+            cabinet,
+            node.keyring,
+            clock,
+            BatchPolicy(lines=node.settings.batch_lines, line_bytes=node.settings.max_body_bytes),
+        )
+        self._door.desk = Desk(store, cabinet, queued.sealer, clock, works.nudge)
+        return None if node.only else works
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:
         """Answer while the block runs; at its end, finish what is on its way and settle all of it."""
@@ -188,6 +206,8 @@ class Gateway:
             ]
             if self.queued is not None:
                 tasks.append(behind.create_task(self.queued.run()))
+            if self.batches is not None:
+                tasks.append(behind.create_task(self.batches.run()))
             if self.brownout is not None:
                 tasks.append(behind.create_task(self.brownout.run()))
             try:
@@ -216,6 +236,8 @@ class Gateway:
     async def _leave(self) -> None:
         """When asked to leave, finish the queued requests in hand, then end the streams: their readers come back."""
         await self._leaving.wait()
+        if self.batches is not None:
+            self.batches.drain()
         if self.queued is not None and self._works:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_s):

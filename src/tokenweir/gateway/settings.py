@@ -102,6 +102,9 @@ class Settings(SettingsModel):
     max_stored_bytes: int = Field(
         default=10 << 30, gt=0, description="Most bytes that the files of one user have together."
     )
+    batch_lines: int = Field(
+        default=16, ge=1, le=1024, description="Lines of one batch that are worked on at once."
+    )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -51,4 +51,16 @@ class Keyring(Protocol):
 
     async def authenticate(self, key: str) -> Caller:
         """Return the caller. Raises UnauthorizedError for a key that is malformed, unknown, revoked or expired."""
+        ...
+
+
+@runtime_checkable
+class Owners(Protocol):
+    """Finds callers whose keys are not at hand: of work that goes on after its request."""
+
+    async def owner(self, key: bytes) -> Caller | None:
+        """Return the caller of a key by its id (16 bytes); ``None``: it counts no more.
+
+        Raises UnavailableError where nobody can say.
+        """
         ...

@@ -14,6 +14,7 @@ from openai import OpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
+from tests.factories.members import member
 from tests.factories.queued import User, waiting
 
 from tokenweir.sim.process import SimProcess
@@ -76,8 +77,7 @@ def user(door: GatewayProcess) -> User:
 
 @pytest.fixture(scope="module")
 def stranger(door: GatewayProcess) -> User:
-    assert door.weir("users", "add", "stranger").returncode == 0
-    return User(door.url, door.weir("keys", "create", "stranger").stdout.strip())
+    return User(door.url, member(door, "stranger"))
 
 
 def dumped(events: Iterable[ResponseStreamEvent]) -> list[dict[str, Any]]:
@@ -365,9 +365,7 @@ def test_a_stranger_sees_nothing(client: OpenAI, user: User, stranger: User) -> 
 
 
 def test_responses_count_against_limits_and_looking_does_not(door: GatewayProcess) -> None:
-    assert door.weir("users", "add", "frugal").returncode == 0
-    assert door.weir("quotas", "set", "1", "requests", "--per", "month", "--user", "frugal").returncode == 0
-    client = door.client(door.weir("keys", "create", "frugal").stdout.strip())
+    client = door.client(member(door, "frugal", requests=1))
     name = client.responses.create(model="sim", input="think").id
     for _ in range(3):
         assert client.responses.retrieve(name).status == "completed"

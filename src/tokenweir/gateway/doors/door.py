@@ -13,6 +13,7 @@ from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
 from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.brownout.measures import Lessened
+from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.direct.relay import Direct
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
@@ -69,6 +70,8 @@ class Door:
         self.only = only
         self.cabinet: Cabinet | None = None
         """The files of callers, where they are kept."""
+        self.desk: Desk | None = None
+        """Their batches."""
         self.queued_metrics = QueuedMetrics(metrics.registry)
         self.brownout: Brownout | None = None
         """What makes less of requests under load, if anything."""

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import MethodError, UnknownPathError
-from tokenweir.gateway.doors import dead_letters, events_stream, files, handlers, native, responses
+from tokenweir.gateway.doors import batches, dead_letters, events_stream, files, handlers, native, responses
 from tokenweir.gateway.doors.door import Door
 from tokenweir.gateway.doors.openapi import document
 
@@ -31,6 +31,9 @@ ROUTES: Final[Mapping[str, Methods]] = {
     "/v1/files": {"POST": files.create, "GET": files.listed},
     "/v1/files/{id}": {"GET": files.show, "DELETE": files.delete},
     "/v1/files/{id}/content": {"GET": files.content},
+    "/v1/batches": {"POST": batches.create, "GET": batches.listed},
+    "/v1/batches/{id}": {"GET": batches.show},
+    "/v1/batches/{id}/cancel": {"POST": batches.cancel},
     "/v1/models": {"GET": handlers.models},
     "/v1/models/{id}": {"GET": handlers.model},
     "/v1/requests": {"POST": native.submit, "GET": native.history},
