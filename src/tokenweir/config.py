@@ -390,6 +390,18 @@ def fill(
         _refuse(error, model, origins)
 
 
+def table(model: type[ModelT], values: Mapping[str, object], *, where: str) -> ModelT:
+    """Return a table whose schema is known only once others are read; ``where`` names it.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or unit.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        _refuse(error, model, {(): where})
+
+
 def known_keys(model: type[BaseModel]) -> tuple[str, ...]:
     """Return every dotted key ``model`` knows, as declared; those of a list's items are ``list[].key``."""
     return tuple(_keys(model, ""))

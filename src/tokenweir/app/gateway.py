@@ -22,6 +22,7 @@ from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import EndpointFacts
+from tokenweir.gateway.pipeline.registry import line, need_guards
 from tokenweir.gateway.queued.dead import Graveyard, rotate
 from tokenweir.gateway.queued.node import QueuedPolicy, QueuedStores
 from tokenweir.gateway.queued.reading import Reading
@@ -74,6 +75,9 @@ def opener(
     trust, rpcs = trust_of(endpoints), rpcs_of(endpoints, settings.gateway)
     refusals = Refusals("tokenweir.gateway")
     tls = listener(settings.gateway.tls, refusals)
+    models = [endpoint.model or "" for endpoint in endpoints]
+    door_line = None if only else line("gateway", settings.gateway.pipeline, models=models)
+    need_guards(door_line, policy.work_line)
     if only or not works:
         policy = msgspec.structs.replace(policy, works=False)
 
@@ -98,6 +102,7 @@ def opener(
                     controls=controls,
                     queued=policy,
                     only=only,
+                    line=door_line,
                     tls=tls,
                     trust=trust,
                     rpcs=rpcs,
@@ -158,6 +163,8 @@ def queued_policy(settings: Settings) -> QueuedPolicy:
             timeout_ns=collector.webhook_timeout,
             tls=client(collector.webhook_tls),
         ),
+        work_line=line("worker", worker.pipeline),
+        end_line=line("collector", collector.pipeline),
         seal_keys=tuple(SealingKey.read(key.read()) for key in settings.gateway.seal_keys),
     )
 

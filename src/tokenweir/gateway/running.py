@@ -30,6 +30,7 @@ from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import Price, PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.gateway.metering.settling import Reaper, Settler
+from tokenweir.gateway.pipeline.line import Line
 from tokenweir.gateway.queued.node import Metering, Queued, QueuedPolicy, QueuedStores
 from tokenweir.gateway.settings import Settings
 from tokenweir.ports.access import Keyring, Owners
@@ -55,7 +56,8 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind.
 
-    ``only`` names the paths of the door, if not all; ``tls`` is what it speaks, if TLS. ``trust`` is how endpoints are
+    ``only`` names the paths of the door, if not all; ``line`` is what requests pass there.
+    ``tls`` is what it speaks, if TLS. ``trust`` is how endpoints are
     spoken to over TLS, by their names, and ``rules`` where they may be. ``refusals`` counts whom ``tls`` lets not in.
     """
 
@@ -66,6 +68,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     controls: Mapping[str, Control] = {}
     queued: QueuedPolicy = QueuedPolicy()
     only: frozenset[str] = frozenset()
+    line: Line | None = None
     tls: ssl.SSLContext | None = None
     trust: Mapping[str, ssl.SSLContext] = {}
     rules: AddressRules | None = None
@@ -143,6 +146,7 @@ class Gateway:
         if self.queued is not None:
             self.queued.asker.measures = metrics.measures
             self.queued.asker.tracer = self.queued.accepting.tracer = node.tracer
+        self._door.line = node.line
         self.brownout = self._brownout(settings, direct, clock)
         self._server = HttpServer(
             App(self._door),

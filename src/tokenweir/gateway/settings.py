@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from tokenweir.config import ClientTlsSettings, DurationNs, SecretRef, SettingsModel, TlsSettings
 from tokenweir.gateway.brownout.settings import RungSettings, SloSettings
+from tokenweir.gateway.pipeline.settings import ProcessorSettings
 
 _S = 1_000_000_000
 
@@ -105,6 +106,9 @@ class Settings(SettingsModel):
     batch_lines: int = Field(
         default=16, ge=1, le=1024, description="Lines of one batch that are worked on at once."
     )
+    pipeline: tuple[ProcessorSettings, ...] = Field(
+        default=(), description="What requests pass at the door, in order, and direct answers on their way back."
+    )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")
 
@@ -116,6 +120,9 @@ class WorkerSettings(SettingsModel):
     attempts: int = Field(default=5, ge=1, le=100, description="How often a queued request is tried in all.")
     backoff: DurationNs = Field(
         default=_S // 2, gt=0, description="Pause before the second attempt; doubled and jittered each time."
+    )
+    pipeline: tuple[ProcessorSettings, ...] = Field(
+        default=(), description="What queued requests pass before an endpoint is asked, and their answers after."
     )
     backoff_limit: DurationNs = Field(default=60 * _S, gt=0, description="Longest pause between attempts.")
     lease: DurationNs = Field(
@@ -136,6 +143,9 @@ class CollectorSettings(SettingsModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
+    pipeline: tuple[ProcessorSettings, ...] = Field(
+        default=(), description="What ended queued requests pass before they are settled and filed."
+    )
     webhook_secret: SecretRef | None = Field(
         default=None,
         description="Where the secret is found that webhooks are signed with; without one there are none.",

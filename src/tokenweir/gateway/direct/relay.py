@@ -27,7 +27,7 @@ from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.gateway.metering.settling import Settler
-from tokenweir.gateway.metering.usage import StreamMeter, TokenCount, usage_of
+from tokenweir.gateway.metering.usage import KEPT_ENDPOINT, StreamMeter, TokenCount, usage_of
 from tokenweir.ports.access import Caller
 from tokenweir.ports.ledger import Charge, Ending, LedgerRow, UsageSource
 from tokenweir.ports.quota import Denied, Granted, Headroom, Reserve
@@ -94,6 +94,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     times: Times | None = None
     ticket: int = 0
     """Of the wait for its first token, where those are watched."""
+    kept: bool = False
+    """Whether the answer was kept from before."""
 
 
 class Direct:
@@ -134,14 +136,7 @@ class Direct:
             QuotaExceededError: a limit is reached; nothing was asked of any server.
             EndpointError: no endpoint answered.
         """
-        body = read(raw)
-        self.pool.need(body.model)
-        if not caller.may_ask(body.model):
-            raise ForbiddenError(
-                f"this key may not ask the model {body.model!r}",
-                mend=f"it may ask {', '.join(caller.models)}",
-            )
-        self.settler.need()
+        body = self._admitted(caller, raw)
         wanted = self.wanted(caller, request, body)
         reserved, held = await self._reserving.reserve(wanted)
         if isinstance(reserved, Denied):
@@ -167,6 +162,39 @@ class Direct:
             # The caller may have gone, and this task with it: what was used is settled all the same.
             if not exchange.settled:
                 self.settler.post(self._charge(exchange))
+        return exchange
+
+    def _admitted(self, caller: Caller, raw: bytes) -> RequestBody:
+        body = read(raw)
+        self.pool.need(body.model)
+        if not caller.may_ask(body.model):
+            raise ForbiddenError(
+                f"this key may not ask the model {body.model!r}",
+                mend=f"it may ask {', '.join(caller.models)}",
+            )
+        self.settler.need()
+        return body
+
+    async def account(self, caller: Caller, request: bytes, path: bytes, raw: bytes) -> Exchange:
+        """Charge a request whose answer is there already: one request, no tokens. Raises as :meth:`relay`."""
+        body = self._admitted(caller, raw)
+        wanted = msgspec.structs.replace(self.wanted(caller, request, body), estimate=Amounts(tokens=0))
+        reserved, _ = await self._reserving.reserve(wanted)
+        if isinstance(reserved, Denied):
+            raise exceeded(reserved, wanted, self._clock.wall_ns())
+        exchange = Exchange(
+            request=request,
+            caller=caller,
+            body=body,
+            raw=raw,
+            path=path,
+            granted=reserved,
+            endpoint=KEPT_ENDPOINT,
+            count=TokenCount(input_tokens=0, output_tokens=0),
+            kept=True,
+            ending="completed",
+        )
+        await self.settler.settle(self._charge(exchange))
         return exchange
 
     def wanted(self, caller: Caller, request: bytes, body: RequestBody) -> Reserve:
@@ -306,7 +334,7 @@ class Direct:
                 input_tokens=prompt_tokens(body.prompt_bytes) if asked else 0, output_tokens=exchange.chunks
             )
             source = "estimated" if asked else "server"
-        if exchange.ending == "completed" and source == "server":
+        if exchange.ending == "completed" and source == "server" and not exchange.kept:
             self._usual.note(caller.key, body.model, count.output_tokens)
         return Charge(
             row=LedgerRow(

@@ -17,9 +17,11 @@ from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.direct.relay import Direct
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.doors.pipeline_metrics import PipelineMetrics
 from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
 from tokenweir.gateway.doors.streams import Streams
 from tokenweir.gateway.files.cabinet import Cabinet
+from tokenweir.gateway.pipeline.line import Line
 from tokenweir.gateway.queued.node import Queued
 from tokenweir.ports.access import Caller, Keyring, Permission
 from tokenweir.ports.quota import QuotaStore
@@ -76,6 +78,9 @@ class Door:
         self.brownout: Brownout | None = None
         """What makes less of requests under load, if anything."""
         self.brownout_metrics = BrownoutMetrics(metrics.registry)
+        self.line: Line | None = None
+        """The processors that requests pass here, if any."""
+        self.pipeline_metrics = PipelineMetrics(metrics.registry)
         self.streams = Streams(keyring, most=self.limits.event_streams)
         self.tracer: Tracer | None = None
         self.in_flight = 0

@@ -7,7 +7,8 @@ from typing import Final
 
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, OverloadedError
-from tokenweir.gateway.doors import repeatable
+from tokenweir.gateway.direct.relay import Sink
+from tokenweir.gateway.doors import processed, repeatable
 from tokenweir.gateway.doors.brownout_metrics import state_of
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.metrics import CONTENT_TYPE
@@ -53,12 +54,22 @@ async def direct(door: Door, call: Call) -> None:
             mend="try again shortly",
             retry_after_ns=1_000_000_000,
         )
-    lessened = door.lessen(caller, raw, queued=False)
-    if lessened.queue is not None or call.header(b"idempotency-key") is not None:
+    repeats = call.header(b"idempotency-key") is not None
+    passed, body = None, raw
+    if door.line is not None:
+        passed = await processed.direct(door.line, call, caller, raw, relayed=not repeats)
+        if passed.asked.ready is not None:
+            await processed.tell(door, call, caller, passed, CallSink(call))
+            return
+        body = passed.raw
+    lessened = door.lessen(caller, body, queued=False)
+    if lessened.queue is not None or repeats:
         await repeatable.answer(door, call, caller, raw, lessened)
         return
     request = RequestId(call.number)
-    sink = CallSink(call, repeatable.degraded(lessened.what))
+    sink: Sink = CallSink(call, repeatable.degraded(lessened.what))
+    if passed is not None:
+        sink = passed.asked.around(sink, degraded=bool(lessened.what))
     door.in_flight += 1
     try:
         exchange = await call.unless_gone(
@@ -115,6 +126,9 @@ async def metrics(door: Door, call: Call) -> None:
     """Give the counters to Prometheus."""
     if door.queued is not None:
         await door.queued_metrics.look(door.queued, door.streams)
+        door.pipeline_metrics.look("worker", door.queued.line)
+        door.pipeline_metrics.look("collector", door.queued.ends.line)
+    door.pipeline_metrics.look("gateway", door.line)
     if door.brownout is not None:
         door.brownout_metrics.look(door.brownout)
     await door.metrics.reservations(door.quota)

@@ -7,12 +7,11 @@ import binascii
 from typing import Final
 from urllib.parse import parse_qs
 
-import msgspec
-
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
+from tokenweir.gateway.doors import processed
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.queued.accepting import idempotency_key, native
 from tokenweir.gateway.queued.kept import request_id
@@ -46,13 +45,8 @@ async def take(
 ) -> tuple[dict[str, Json], list[tuple[bytes, bytes]]]:
     """Take a native request on; returns what its caller is told, and headers. Raises as ``Accepting.accept``."""
     path = queued(door)
-    lessened = door.lessen(caller, raw, queued=True)
-    wish = native(
-        lessened.raw, idempotency=idempotency_key(key), pool=caller.pool, webhooks=path.takes_webhooks
-    )
-    if lessened.what:
-        kept = msgspec.structs.replace(wish.kept, degraded=lessened.what)
-        wish = msgspec.structs.replace(wish, kept=kept, said=raw)
+    wish = native(raw, idempotency=idempotency_key(key), pool=caller.pool, webhooks=path.takes_webhooks)
+    wish = await processed.shaped(door, caller, wish, request)
     taken = await path.accepting.accept(caller, request.raw, wish)
     name = request_id(taken.request)
     told: dict[str, Json] = {
@@ -63,9 +57,9 @@ async def take(
     if isinstance(taken, Repeated):
         return told, [(b"idempotent-replayed", b"true")]
     headers = rate_headers(taken.headroom, door.clock.wall_ns())
-    if lessened.what:
-        told["degraded"] = list(lessened.what)
-        headers.append((b"x-weir-degraded", ", ".join(lessened.what).encode()))
+    if wish.kept.degraded:
+        told["degraded"] = list(wish.kept.degraded)
+        headers.append((b"x-weir-degraded", ", ".join(wish.kept.degraded).encode()))
     return told, headers
 
 

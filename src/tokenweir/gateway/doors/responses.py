@@ -12,9 +12,11 @@ from tokenweir.core.errors import ParameterError, UnavailableError
 from tokenweir.core.events import Event, Failed
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
+from tokenweir.gateway.doors import processed
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.events_stream import Watched, seq
 from tokenweir.gateway.doors.native import query, queued
+from tokenweir.gateway.doors.repeatable import degraded
 from tokenweir.gateway.queued.accepting import idempotency_key
 from tokenweir.gateway.queued.reading import Reading, all_events
 from tokenweir.gateway.responses.asked import read_asked
@@ -41,6 +43,7 @@ async def create(door: Door, call: Call) -> None:
     key = idempotency_key(call.header(b"idempotency-key"))
     asked = read_asked(raw)
     wish = await shelf.wish(caller, asked, raw=raw, request=request.raw, idempotency=key)
+    wish = await processed.shaped(door, caller, wish, request)
     if asked.stream or not asked.background:
         door.streams.room()
     taken = await path.accepting.accept(caller, request.raw, wish)
@@ -48,7 +51,7 @@ async def create(door: Door, call: Call) -> None:
         headers: Headers = [(b"idempotent-replayed", b"true")]
         record = await shelf.again(taken.request, response_id(taken.request))
     else:
-        headers = rate_headers(taken.headroom, door.clock.wall_ns())
+        headers = rate_headers(taken.headroom, door.clock.wall_ns()) + degraded(wish.kept.degraded)
         if not asked.background:
             claimed = await path.stores.requests.claim(
                 taken.request, attempt=1, lease_ns=path.leases.lease_ns

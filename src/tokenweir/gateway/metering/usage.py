@@ -13,6 +13,9 @@ _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
 _MOST_HELD: Final = 1 << 20
 
+KEPT_ENDPOINT: Final = "cache"
+"""What the ledger names as the endpoint of an answer that was kept: no server was asked."""
+
 
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None

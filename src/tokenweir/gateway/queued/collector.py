@@ -13,6 +13,9 @@ import msgspec
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.core.events import Event
+from tokenweir.core.requests import Json
+from tokenweir.gateway.pipeline.line import Line
+from tokenweir.gateway.pipeline.processor import End
 from tokenweir.gateway.queued.endings import Ended, Finisher
 from tokenweir.gateway.queued.kept import ended
 from tokenweir.gateway.queued.reading import Reading
@@ -38,6 +41,8 @@ class LocalEnds:
         self._webhooks = webhooks
         self._reading = reading
         self._clock = clock
+        self.line: Line | None = None
+        """What ends pass before they are settled and filed, if anything."""
         self.lag_ns = 0
         """From the taking of the last settled end to its settlement."""
         self.waiting = 0
@@ -48,6 +53,8 @@ class LocalEnds:
         self.waiting += 1
         taken_ns = self._clock.monotonic_ns()
         try:
+            if self.line is not None:
+                found = await self.line.ended(End(ended=found, tell=self._told))
             await self._finisher.finish(found)
             self.lag_ns = self._clock.monotonic_ns() - taken_ns
         finally:
@@ -63,6 +70,9 @@ class LocalEnds:
         else:
             await self._finisher.forget(record)
         return await self._tell(record, job, events) if record.webhook else None
+
+    def _told(self, found: Ended) -> dict[str, Json]:
+        return self._reading.told(found.record, found.events)
 
     async def _tell(
         self, record: RequestRecord, job: Job, events: tuple[Event, ...] | list[Event]

@@ -13,7 +13,7 @@ from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.settling import Settler
-from tokenweir.gateway.metering.usage import TokenCount
+from tokenweir.gateway.metering.usage import KEPT_ENDPOINT, TokenCount
 from tokenweir.gateway.queued.kept import Kept, file_log, last_answer
 from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.ports.eventlog import EventLog
@@ -110,7 +110,7 @@ class Finisher:
         record, found = ended.record, metered(ended)
         count = found.count
         ending = _ending(ended.events[-1])
-        if ending == "completed" and found.source == "server":
+        if ending == "completed" and found.source == "server" and found.endpoint != KEPT_ENDPOINT:
             self._usual.note(record.key, record.model, count.output_tokens)
         row = LedgerRow(
             request=record.request,

@@ -15,6 +15,8 @@ from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.settling import Settler
+from tokenweir.gateway.pipeline.line import Line
+from tokenweir.gateway.pipeline.work import PipedAsker
 from tokenweir.gateway.queued.accepting import Accepting
 from tokenweir.gateway.queued.asking import Asker
 from tokenweir.gateway.queued.cancelling import Cancelling
@@ -57,7 +59,10 @@ class QueuedStores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueuedPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings say of the queued path. ``works``: jobs are taken in this process."""
+    """What the settings say of the queued path. ``works``: jobs are taken in this process.
+
+    ``work_line`` is what requests pass at work, and ``end_line`` what they pass at their end.
+    """
 
     work: Policy = Policy()
     works: bool = True
@@ -66,6 +71,8 @@ class QueuedPolicy(msgspec.Struct, frozen=True, kw_only=True):
     sweep_ns: int = 5_000_000_000
     webhooks: WebhookPolicy = WebhookPolicy()
     seal_keys: tuple[SealingKey, ...] = ()
+    work_line: Line | None = None
+    end_line: Line | None = None
 
 
 class Metering(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +107,8 @@ class Workshop:
             clock=clock,
         )
         self.ends = LocalEnds(self._finisher, Webhooks(policy.webhooks, clock), self.reading, clock)
+        self.ends.line = policy.end_line
+        self.line = policy.work_line
         self.asker = Asker(pool, clock)
         self.leases = Leases(
             stores.requests,
@@ -114,7 +123,7 @@ class Workshop:
                 queue=stores.jobs,
                 events=self.events,
                 leases=self.leases,
-                asker=self.asker,
+                asker=self.asker if policy.work_line is None else PipedAsker(self.asker, policy.work_line),
                 ends=self.ends if stores.results is None else RemoteEnds(stores.results),
                 sealer=self.sealer,
             ),

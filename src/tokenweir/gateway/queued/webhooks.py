@@ -96,7 +96,7 @@ class Webhooks:
         addresses = [str(entry[4][0]) for entry in found]
         if host not in self.policy.hosts:
             # One that may not be called among several is reason enough: another look-up may give that one.
-            private = [address for address in addresses if not _is_public(address)]
+            private = [address for address in addresses if not is_public(address)]
             if private:
                 raise WebhookError(
                     f"the webhook's host {host!r} is not public", mend="allow it in collector.webhook_hosts"
@@ -130,7 +130,8 @@ def signature(secret: bytes, event_id: str, stamp: str, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(secret, said, hashlib.sha256).digest()).decode()
 
 
-def _is_public(address: str) -> bool:
+def is_public(address: str) -> bool:
+    """Whether an address is one that all the world may call."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)

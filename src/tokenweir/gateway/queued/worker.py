@@ -15,7 +15,7 @@ from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.core.events import Cancelled, Degraded, Event, Failed, Token
 from tokenweir.gateway.batching import Batcher
-from tokenweir.gateway.queued.asking import Asker, Attempt
+from tokenweir.gateway.queued.asking import Attempt, Write
 from tokenweir.gateway.queued.endings import Ended
 from tokenweir.gateway.queued.kept import Kept, decode, ended, last_answer, opening
 from tokenweir.gateway.queued.leases import Lease, Leases
@@ -97,6 +97,14 @@ class Writing:
                 return [None] * len(batch)
 
 
+class Asks(Protocol):
+    """Asks endpoints."""
+
+    async def ask(self, attempt: Attempt, write: Write) -> list[Event]:
+        """Return the last events of an attempt, its end among them; those before have been written."""
+        ...
+
+
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker works with."""
 
@@ -104,7 +112,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     queue: JobQueue
     events: EventLog
     leases: Leases
-    asker: Asker
+    asker: Asks
     ends: EndTaker
     sealer: Sealer
 
