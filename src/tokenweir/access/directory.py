@@ -25,7 +25,7 @@ from tokenweir.access.schema import (
 )
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import InputError, NotFoundError
-from tokenweir.core.ids import uuid7
+from tokenweir.core.ids import format_id, uuid7
 from tokenweir.core.quota import Limit, Unit, Window
 from tokenweir.ports.access import Caller, Permission
 from tokenweir.stores.migrate import upgrade
@@ -230,12 +230,12 @@ class Directory:
         with self._change() as connection:
             changed = connection.execute(KEYS.update().where(KEYS.c.id == key).values(revoked_at=at))
             if changed.rowcount == 0:
-                raise _unknown("key", key.hex())
-        return self._key(key)
+                raise _unknown("key", format_id("key", int.from_bytes(key, "big")))
+        return self.key(key)
 
     def rotate(self, key: bytes, *, overlap_ns: int = 0) -> tuple[Key, str]:
         """Make a key like another, which is refused once ``overlap_ns`` have passed. Raises NotFoundError."""
-        old = self._key(key)
+        old = self.key(key)
         (name,) = [user.name for user in self.users() if user.id == old.user]
         lifetime = None if old.expires_at is None else old.expires_at - old.created_at
         made = self.issue(name, old.name, scopes=old.scopes, models=old.models, lifetime_ns=lifetime)
@@ -244,10 +244,11 @@ class Directory:
         self.revoke(key, after_ns=overlap_ns)
         return made
 
-    def _key(self, key: bytes) -> Key:
+    def key(self, key: bytes) -> Key:
+        """Return what is known of a key, by its id. Raises NotFoundError."""
         for row in self._rows(sa.select(KEYS).where(KEYS.c.id == key)):
             return _key(row)
-        raise _unknown("key", key.hex())
+        raise _unknown("key", format_id("key", int.from_bytes(key, "big")))
 
     # -- limits ---------------------------------------------------------------------------------------------------
 

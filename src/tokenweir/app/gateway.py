@@ -20,6 +20,7 @@ from tokenweir.backends.registry import backend
 from tokenweir.config import EndpointSettings
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError
+from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import EndpointFacts
 from tokenweir.gateway.pipeline.registry import line, need_guards
@@ -31,6 +32,7 @@ from tokenweir.gateway.queued.webhooks import WebhookPolicy
 from tokenweir.gateway.queued.worker import Policy
 from tokenweir.gateway.running import Node, Stores
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
+from tokenweir.ports.quota import QuotaUpkeep
 from tokenweir.ports.requests import Resealing
 from tokenweir.stores.gateway.opening import StoreUrls, open_ledger, open_quota
 from tokenweir.stores.gateway.opening import open_stores as open_gateway_stores
@@ -102,6 +104,7 @@ def opener(
                     controls=controls,
                     queued=policy,
                     only=only,
+                    administration=None if only else _administration(directory, stores, keyring),
                     line=door_line,
                     tls=tls,
                     trust=trust,
@@ -115,6 +118,13 @@ def opener(
             directory.close()
 
     return open_node
+
+
+def _administration(directory: Directory, stores: Stores, keyring: CachedKeyring) -> Administration | None:
+    """Return what administers over HTTP, where the counters can be looked after."""
+    if not isinstance(stores.quota, QuotaUpkeep):
+        return None
+    return Administration(directory, ledger=stores.ledger, quota=stores.quota, changed=keyring.look)
 
 
 @contextlib.asynccontextmanager

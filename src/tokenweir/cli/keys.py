@@ -8,7 +8,8 @@ from typing import Final, cast
 import click
 
 from tokenweir.access.directory import PERMISSIONS, Key
-from tokenweir.cli.access_view import directory, key_id, key_text, lifetime, moment
+from tokenweir.access.wording import key_id, key_text, lifetime
+from tokenweir.cli.access_view import directory, moment
 from tokenweir.cli.tables import Column, echo_table
 from tokenweir.ports.access import Permission
 

@@ -8,9 +8,11 @@ from typing import Final, TypeVar
 
 import click
 
-from tokenweir.access.directory import Directory, LimitScope, StoredLimit
+from tokenweir.access.directory import StoredLimit
+from tokenweir.access.wording import plain, whole
+from tokenweir.access.wording import subject as find_subject
 from tokenweir.app.gateway import offline_quota
-from tokenweir.cli.access_view import directory, key_id
+from tokenweir.cli.access_view import directory
 from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
 from tokenweir.core.errors import InputError, NotFoundError
@@ -58,10 +60,10 @@ def command() -> None:
 def set_limit(*, amount: float, unit: Unit, window: Window, model: str, **subject: str | None) -> None:
     """Allow AMOUNT of UNIT in each window: weir quotas set 100000 tokens --per day --user ada."""
     with directory() as opened:
-        scope, id_ = _find(opened, subject)
+        scope, id_ = find_subject(opened, subject)
         opened.set_limit(
             StoredLimit(
-                scope=scope, subject=id_, unit=unit, window=window, model=model, amount=_whole(amount, unit)
+                scope=scope, subject=id_, unit=unit, window=window, model=model, amount=whole(amount, unit)
             )
         )
 
@@ -76,7 +78,7 @@ def set_limit(*, amount: float, unit: Unit, window: Window, model: str, **subjec
 def remove(*, unit: Unit, window: Window, model: str, **subject: str | None) -> None:
     """Remove a limit."""
     with directory() as opened:
-        scope, id_ = _find(opened, subject)
+        scope, id_ = find_subject(opened, subject)
         limit = StoredLimit(scope=scope, subject=id_, unit=unit, window=window, model=model, amount=0)
         if not opened.remove_limit(limit):
             raise NotFoundError("there is no such limit", mend="weir quotas list shows those there are")
@@ -87,7 +89,7 @@ def remove(*, unit: Unit, window: Window, model: str, **subject: str | None) -> 
 def list_limits(**subject: str | None) -> None:
     """List the limits of a key, user, team or tier."""
     with directory() as opened:
-        scope, id_ = _find(opened, subject)
+        scope, id_ = find_subject(opened, subject)
         name = f"{scope} {next(value for value in subject.values() if value is not None)}"
         rows = [
             (name, limit.model or "all", limit.unit, limit.window, _shown(limit.amount, limit.unit))
@@ -117,36 +119,5 @@ def rebuild() -> None:
     click.echo("counted anew", err=True)
 
 
-def _find(opened: Directory, subject: dict[str, str | None]) -> tuple[LimitScope, bytes]:
-    given = [(scope, name) for scope, name in subject.items() if name is not None]
-    if len(given) != 1:
-        raise InputError("a limit belongs to one of them", mend="give one of --key, --user, --team, --tier")
-    scope, name = given[0]
-    match scope:
-        case "key":
-            return "key", key_id(name)
-        case "user":
-            return "user", opened.user(name).id
-        case "team":
-            return "team", _named("team", name, {team.name: team.id for team in opened.teams()})
-        case _:
-            return "tier", _named("tier", name, {tier.name: tier.name.encode() for tier in opened.tiers()})
-
-
-def _named(kind: str, name: str, known: dict[str, bytes]) -> bytes:
-    if name not in known:
-        raise NotFoundError(f"there is no {kind} {name!r}", mend=f"there are: {', '.join(known) or 'none'}")
-    return known[name]
-
-
-def _whole(amount: float, unit: Unit) -> int:
-    """Return an amount in the unit it is counted in: cost in millionths."""
-    if unit == "cost":
-        return round(amount * 1_000_000)
-    if amount != int(amount):
-        raise InputError(f"{amount} {unit} is not whole", mend="give a whole number")
-    return int(amount)
-
-
 def _shown(amount: int, unit: Unit) -> str:
-    return f"{amount / 1_000_000:,.2f}" if unit == "cost" else f"{amount:,}"
+    return f"{plain(amount, unit):,.2f}" if unit == "cost" else f"{amount:,}"

@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import sys
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 import click
 
 from tokenweir.app.gateway import read_ledger, totals
-from tokenweir.cli.access_view import directory, key_text, moment
+from tokenweir.cli.access_view import directory
 from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
-from tokenweir.core.errors import InputError
-from tokenweir.core.ids import format_id
-from tokenweir.ports.ledger import LedgerFilter, LedgerTotal
-
-_COLUMNS: Final = (
-    Column("from, UTC", fixed=True),
-    Column("user"),
-    Column("team"),
-    Column("key", fixed=True),
-    Column("model"),
-    Column("requests", number=True),
-    Column("input", number=True),
-    Column("output", number=True),
-    Column("cached", number=True),
-    Column("cost", number=True),
-    Column("estimated", number=True),
+from tokenweir.gateway.metering.billing import (
+    ROW_COLUMNS,
+    TOTAL_COLUMNS,
+    Names,
+    csv_lines,
+    read_day,
+    row_cells,
+    total_cells,
 )
+from tokenweir.ports.ledger import LedgerFilter
 
-
-_LEDGER_COLUMNS: Final = (
-    "request",
-    "at",
-    "user",
-    "key",
-    "model",
-    "endpoint",
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "cost_millionths",
-    "currency",
-    "source",
-    "ending",
+_COLUMNS: Final = tuple(
+    Column(
+        name,
+        fixed=name in {"from, UTC", "key"},
+        number=name not in {"from, UTC", "user", "team", "key", "model"},
+    )
+    for name in TOTAL_COLUMNS
 )
 
 
@@ -75,75 +57,38 @@ def command(
     """Show what was used: requests, tokens and cost, by user, key and model. A running gateway is not disturbed."""
     url = start().stores.gateway
     with directory() as opened:
-        users = {one.id: one.name for one in opened.users()}
-        teams = {one.id: one.name for one in opened.teams()}
+        names = Names(
+            {one.id: one.name for one in opened.users()}, {one.id: one.name for one in opened.teams()}
+        )
         where = LedgerFilter(
             user=opened.user(user).id if user is not None else None,
             model=model,
-            since=_day(since),
-            until=_day(until),
+            since=read_day(since),
+            until=read_day(until),
         )
     if by == "request":
-        asyncio.run(_each(url, where, users))
+        asyncio.run(_each(url, where, names))
         return
     rows = asyncio.run(totals(url, where, by))
-    cells = [_cells(row, users, teams, raw=as_csv) for row in rows]
+    cells = [total_cells(row, names) for row in rows]
     if as_csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow([column.name for column in _COLUMNS])
-        writer.writerows(cells)
+        click.echo(csv_lines([TOTAL_COLUMNS, *cells]), nl=False)
     elif cells:
-        echo_table(_COLUMNS, cells)
+        echo_table(_COLUMNS, [_shown(row) for row in cells])
     else:
         click.echo("Nothing was used.", err=True)
 
 
-async def _each(url: str, where: LedgerFilter, users: dict[bytes, str]) -> None:
+async def _each(url: str, where: LedgerFilter, names: Names) -> None:
     """Print the ledger itself as CSV, a row for each request, in bounded memory."""
-    writer = csv.writer(sys.stdout)
-    writer.writerow(_LEDGER_COLUMNS)
+    click.echo(csv_lines([ROW_COLUMNS]), nl=False)
     async for row in read_ledger(url, where):
-        writer.writerow(
-            (
-                format_id("req", int.from_bytes(row.request, "big")),
-                row.at,
-                users.get(row.user, row.user.hex()),
-                key_text(row.key),
-                row.model,
-                row.endpoint,
-                row.input_tokens,
-                row.output_tokens,
-                row.cached_tokens,
-                row.cost,
-                row.currency,
-                row.source,
-                row.ending,
-            )
-        )
+        click.echo(csv_lines([row_cells(row, names)]), nl=False)
 
 
-def _cells(
-    row: LedgerTotal, users: dict[bytes, str], teams: dict[bytes, str], *, raw: bool
-) -> tuple[str, ...]:
-    numbers = (row.requests, row.input_tokens, row.output_tokens, row.cached_tokens)
-    cost = str(row.cost) if raw else f"{row.cost / 1_000_000:,.4f}"
-    return (
-        moment(row.start_at)[:10],
-        users.get(row.user, row.user.hex()),
-        teams.get(row.team, "–" if not row.team else row.team.hex()),
-        key_text(row.key),
-        row.model,
-        *(str(number) if raw else f"{number:,}" for number in numbers),
-        cost,
-        str(row.estimated) if raw else f"{row.estimated:,}",
+def _shown(cells: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return a line as people read it: cost in the currency."""
+    return tuple(
+        cell if isinstance(cell, str) else f"{cell / 1_000_000:,.4f}" if column == "cost" else f"{cell:,}"
+        for column, cell in zip(TOTAL_COLUMNS, cells, strict=True)
     )
-
-
-def _day(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError as error:
-        raise InputError(f"{text!r} is no date", mend="write it as 2026-01-31") from error
-    return int(day.timestamp()) * 1_000_000_000

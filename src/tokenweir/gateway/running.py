@@ -17,6 +17,7 @@ from tokenweir.core.errors import CancelledError
 from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.batches.working import BatchPolicy, BatchWorks, Parts
 from tokenweir.gateway.brownout.brownout import Brownout
+from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
@@ -68,6 +69,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     controls: Mapping[str, Control] = {}
     queued: QueuedPolicy = QueuedPolicy()
     only: frozenset[str] = frozenset()
+    administration: Administration | None = None
     line: Line | None = None
     tls: ssl.SSLContext | None = None
     trust: Mapping[str, ssl.SSLContext] = {}
@@ -139,6 +141,7 @@ class Gateway:
             only=node.only,
         )
         self._door.tracer, self._door.quota = node.tracer, node.stores.quota
+        self._door.administration = node.administration
         if self.queued is not None and node.stores.files is not None:
             limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
             self._door.cabinet = Cabinet(node.stores.files, self.queued.sealer, clock, limits)

@@ -114,6 +114,7 @@ class HoldingQuota(QuotaStore, Protocol):
         ...
 
 
+@runtime_checkable
 class QuotaUpkeep(Protocol):
     """Rebuilding and proving the counters, from the ledger and the open reservations."""
 

@@ -6,68 +6,16 @@ and 413 of a body, 503 of all) is added by :mod:`tokenweir.gateway.doors.openapi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import Any, Final, TypeAlias
-
-import msgspec
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tokenweir.core.events import Event
 from tokenweir.core.status import EventList, RequestList, RequestStatus, Submitted
 from tokenweir.gateway.doors import schemas
+from tokenweir.gateway.doors.admin_descriptions import ADMIN
+from tokenweir.gateway.doors.describing import Content, Description, Frames, Query
 from tokenweir.gateway.responses.asked import Asked
-from tokenweir.ports.access import Permission
 from tokenweir.ports.queue import QueueDepth
-
-
-class Content(Enum):
-    """Answers that are no JSON."""
-
-    EVENTS = "text/event-stream"
-    METRICS = "text/plain"
-    CSV = "text/csv"
-    BYTES = "application/octet-stream"
-
-
-class Frames(msgspec.Struct, frozen=True):
-    """An answer of server-sent events whose data is JSON of a type."""
-
-    of: Any
-
-
-Told: TypeAlias = type[Any] | Content | Frames
-"""What an answer holds: JSON of a type, or something else."""
-
-
-class Query(msgspec.Struct, frozen=True):
-    """A field of a route's query, which may be left out. ``schema`` is its JSON Schema."""
-
-    name: str
-    schema: Mapping[str, Any]
-    meaning: str
-
-
-class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of a route.
-
-    ``answers`` are the good ones: what each holds, by status. ``refuses`` are statuses of refusals beside those that
-    follow from the rest. ``scope`` is what the key needs; ``None`` needs no key. ``asks``: it reaches a model, with all
-    that this can bring. ``relays``: an endpoint's own refusal comes as it is. ``idempotent``, ``resumes``: it knows the
-    header ``Idempotency-Key``, ``Last-Event-ID``. ``form``: the body is no JSON, but a form with parts.
-    """
-
-    summary: str
-    answers: Mapping[int, Sequence[Told]]
-    body: type[Any] | None = None
-    form: bool = False
-    query: Sequence[Query] = ()
-    refuses: Sequence[int] = ()
-    scope: Permission | None = "infer"
-    asks: bool = False
-    relays: bool = False
-    idempotent: bool = False
-    resumes: bool = False
-
 
 _AFTER: Final = Query("after", {"type": "integer", "minimum": -1}, "The seq of the last event that was seen.")
 _PAGE: Final = (
@@ -161,6 +109,26 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
     "GET /v1/files/{id}/content": Description(
         summary="Give a file's contents", answers={200: (Content.BYTES,)}
     ),
+    "POST /v1/batches": Description(
+        summary="Have a file of requests answered",
+        body=schemas.BatchBody,
+        answers={200: (schemas.BatchAnswer,)},
+        refuses=(404, 409, 429),
+        idempotent=True,
+    ),
+    "GET /v1/batches": Description(
+        summary="List the caller's batches, newest first",
+        query=(_PAGE[0], _limit(100, 20)),
+        answers={200: (schemas.BatchPage,)},
+    ),
+    "GET /v1/batches/{id}": Description(
+        summary="Tell how a batch stands", answers={200: (schemas.BatchAnswer,)}
+    ),
+    "POST /v1/batches/{id}/cancel": Description(
+        summary="Have a batch stopped; what has ended is kept",
+        answers={200: (schemas.BatchAnswer,)},
+        refuses=(400, 409),
+    ),
     "GET /v1/models": Description(
         summary="List the models that this key may ask", answers={200: (schemas.ModelList,)}
     ),
@@ -209,6 +177,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
     "DELETE /v1/queue/dead/{id}": Description(
         summary="Forget a dead letter", scope="admin", answers={204: ()}
     ),
+    **ADMIN,
     "GET /health": Description(
         summary="Say that the process lives, and how its endpoints stand",
         scope=None,

@@ -14,6 +14,7 @@ from tokenweir.core.ids import format_id, uuid7
 from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.brownout.measures import Lessened
 from tokenweir.gateway.batches.desk import Desk
+from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.direct.relay import Direct
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
@@ -74,6 +75,8 @@ class Door:
         """The files of callers, where they are kept."""
         self.desk: Desk | None = None
         """Their batches."""
+        self.administration: Administration | None = None
+        """Users, keys, limits and use, where they are changed over HTTP."""
         self.queued_metrics = QueuedMetrics(metrics.registry)
         self.brownout: Brownout | None = None
         """What makes less of requests under load, if anything."""

@@ -11,7 +11,8 @@ import msgspec
 
 from tokenweir import __version__
 from tokenweir.core.requests import Json
-from tokenweir.gateway.doors.descriptions import ALIASES, DESCRIPTIONS, Content, Description, Frames, Told
+from tokenweir.gateway.doors.describing import Content, Description, Frames, Told
+from tokenweir.gateway.doors.descriptions import ALIASES, DESCRIPTIONS
 from tokenweir.gateway.doors.schemas import ErrorAnswer, Relayed
 
 _REFERENCE: Final = "#/components/schemas/{name}"
@@ -107,6 +108,7 @@ def _parameters(path: str, row: Description) -> Iterator[Json]:
         yield {
             "name": query.name,
             "in": "query",
+            "required": query.needed,
             "description": query.meaning,
             "schema": dict(query.schema),
         }

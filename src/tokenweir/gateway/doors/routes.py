@@ -7,7 +7,17 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import MethodError, UnknownPathError
-from tokenweir.gateway.doors import batches, dead_letters, events_stream, files, handlers, native, responses
+from tokenweir.gateway.doors import (
+    admin,
+    admin_use,
+    batches,
+    dead_letters,
+    events_stream,
+    files,
+    handlers,
+    native,
+    responses,
+)
 from tokenweir.gateway.doors.door import Door
 from tokenweir.gateway.doors.openapi import document
 
@@ -46,6 +56,22 @@ ROUTES: Final[Mapping[str, Methods]] = {
         "POST": dead_letters.replay,
         "DELETE": dead_letters.drop,
     },
+    "/v1/admin/users": {"GET": admin.users, "POST": admin.add_user},
+    "/v1/admin/users/{id}": {"GET": admin.user, "PATCH": admin.change_user},
+    "/v1/admin/teams": {"GET": admin.teams, "POST": admin.add_team},
+    "/v1/admin/tiers": {"GET": admin.tiers},
+    "/v1/admin/tiers/{id}": {"PUT": admin.set_tier},
+    "/v1/admin/keys": {"GET": admin.keys, "POST": admin.create_key},
+    "/v1/admin/keys/{id}": {"GET": admin.key, "DELETE": admin.revoke_key},
+    "/v1/admin/keys/{id}/rotate": {"POST": admin.rotate_key},
+    "/v1/admin/quotas": {
+        "GET": admin_use.quotas,
+        "PUT": admin_use.set_quota,
+        "DELETE": admin_use.remove_quota,
+    },
+    "/v1/admin/quotas/verify": {"GET": admin_use.verify},
+    "/v1/admin/quotas/rebuild": {"POST": admin_use.rebuild},
+    "/v1/admin/usage": {"GET": admin_use.usage},
     # What existing integrations call.
     "/generate": {"POST": native.submit},
     "/status/{id}": {"GET": native.status},

@@ -164,6 +164,50 @@ class FilePage(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
+class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's batch: a file of requests, a line each, and the route that they are for."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    completion_window: Literal["24h"]
+    metadata: dict[str, str] | None = None
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a batch stands. Instants are Unix seconds."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    status: Literal[
+        "validating",
+        "failed",
+        "in_progress",
+        "finalizing",
+        "completed",
+        "expired",
+        "cancelling",
+        "cancelled",
+    ]
+    created_at: int
+    output_file_id: str | None
+    error_file_id: str | None
+    errors: dict[str, Json] | None
+    request_counts: dict[str, int]
+
+
+class BatchPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the caller's batches; ``last_id`` as ``after`` asks for the one that follows."""
+
+    data: list[BatchAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
 class ItemPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of OpenAI's; ``last_id`` as ``after`` asks for the one that follows."""
 

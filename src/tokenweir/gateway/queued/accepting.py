@@ -126,6 +126,9 @@ def _deadline(value: str | float | None) -> int | None:
         found = parse_duration(value) if isinstance(value, str) else int(value * _NS_PER_S)
     except InputError as error:
         raise ParameterError(error.message, param="deadline", mend=error.mend) from error
+    except OverflowError:
+        # A number of seconds that has no nanoseconds.
+        found = -1
     if not 0 < found <= _DEADLINE_MOST_NS:
         raise ParameterError(
             f"the deadline {value!r} is not within a month", param="deadline", mend='write "30s", or seconds'
