@@ -25,10 +25,10 @@
     │   ├── EngineError            the inference engine failed
     │   ├── EngineRestartedError   the engine's process was lost under the request
     │   ├── UnavailableError       not now: a part it needs is starting, broken or overloaded
+    │   │   └── BrownedOutError        not under the load of now: less is given, so that it comes in time
     │   ├── QuotaExceededError     a limit on use is reached
     │   ├── DrainingError          not any more: the server ends
     │   ├── TooManyStreamsError    as many requests as may be are in work
-    │   ├── BrownedOutError        not under the load of now: less is given, so that what is given comes in time
     │   ├── ModelNotLoadedError    no model of this name is loaded
     │   └── DeadlineError          not finished in the time that was given
     ├── ResourceError          this machine lacks something
@@ -280,12 +280,10 @@ class TooManyStreamsError(ServingError):
     log_level = logging.WARNING
 
 
-class BrownedOutError(ServingError):
+class BrownedOutError(UnavailableError):
     """Not under the load of now; ``degraded`` is what the header of that name says, ``status`` 429 or 503."""
 
     code = "browned_out"
-    http_status = 503
-    retryable = True
     log_level = logging.INFO
 
     def __init__(

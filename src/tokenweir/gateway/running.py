@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 import uvloop
@@ -22,6 +23,7 @@ from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
 from tokenweir.gateway.doors.metrics import Metrics
+from tokenweir.gateway.doors.processed import shaped
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.health import HealthWatch
 from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool, Rpc
@@ -151,6 +153,8 @@ class Gateway:
             self.queued.asker.tracer = self.queued.accepting.tracer = node.tracer
         self._door.line = node.line
         self.brownout = self._brownout(settings, direct, clock)
+        if self.queued is not None and (node.line is not None or self.brownout is not None):
+            self.queued.accepting.shaping = partial(shaped, self._door)
         self._server = HttpServer(
             App(self._door),
             settings.host,

@@ -187,6 +187,27 @@ def test_queued_requests_pass_the_workers_pipeline(example: GatewayProcess, mode
     assert content(dan.ask("POST", "/v1/chat/completions", BODY, idempotency_key="k")) == CLEAN
 
 
+def test_responses_and_batches_pass_it_too(example: GatewayProcess, model: Recorder) -> None:
+    client = example.client(new_user(example, "gus").key)
+    before = len(model.sent)
+    assert client.responses.create(model="good", input=ASKED).output_text == CLEAN
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": {**BODY, "seed": 4}}
+    file = client.files.create(file=("lines.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+
+    def done() -> str | None:
+        now = client.batches.retrieve(batch.id)
+        return now.output_file_id if now.status == "completed" else None
+
+    text = client.files.content(waiting(done, "the batch is done")).text
+    assert json.loads(text)["response"]["body"]["choices"][0]["message"]["content"] == CLEAN
+    asked = json.dumps([sent.body["messages"] for sent in model.sent[before:]])
+    assert "[email]" in asked
+    assert "ada@" not in asked
+
+
 def test_a_hook_changes_refuses_and_is_not_waited_for_too_long(
     hooked: GatewayProcess, hooks: Recorder, model: Recorder
 ) -> None:

@@ -182,6 +182,8 @@ class Direct:
         reserved, _ = await self._reserving.reserve(wanted)
         if isinstance(reserved, Denied):
             raise exceeded(reserved, wanted, self._clock.wall_ns())
+        if reserved.headroom:
+            self.measures.left(reserved.headroom)
         exchange = Exchange(
             request=request,
             caller=caller,

@@ -11,7 +11,6 @@ from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
-from tokenweir.gateway.doors import processed
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.queued.accepting import idempotency_key, native
 from tokenweir.gateway.queued.kept import request_id
@@ -46,7 +45,7 @@ async def take(
     """Take a native request on; returns what its caller is told, and headers. Raises as ``Accepting.accept``."""
     path = queued(door)
     wish = native(raw, idempotency=idempotency_key(key), pool=caller.pool, webhooks=path.takes_webhooks)
-    wish = await processed.shaped(door, caller, wish, request)
+    wish = await path.accepting.shape(caller, request.raw, wish)
     taken = await path.accepting.accept(caller, request.raw, wish)
     name = request_id(taken.request)
     told: dict[str, Json] = {

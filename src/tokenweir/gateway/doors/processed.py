@@ -53,7 +53,7 @@ async def tell(door: Door, call: Call, caller: Caller, passed: Passed, sink: Sin
         await sink.whole(200, headers, ready.body)
 
 
-async def shaped(door: Door, caller: Caller, wish: Wish, request: RequestId) -> Wish:
+async def shaped(door: Door, caller: Caller, request: bytes, wish: Wish) -> Wish:
     """Return what is to be queued of a request: behind the pipeline, and less of it under load.
 
     Its answer does not come back through the door, so that nothing can answer it here.
@@ -62,7 +62,8 @@ async def shaped(door: Door, caller: Caller, wish: Wish, request: RequestId) -> 
     kept = wish.kept
     before = raw = bytes(kept.body)
     if door.line is not None:
-        ask = _ask(caller, kept.path, request, cast("dict[str, Json]", fields_of(raw)))
+        number = RequestId(int.from_bytes(request, "big"))
+        ask = _ask(caller, kept.path, number, cast("dict[str, Json]", fields_of(raw)))
         ask = msgspec.structs.replace(ask, relayed=False, streamed=wish.mode == "stream")
         raw = (await _pass(door.line, ask, raw)).raw
     lessened = door.lessen(caller, raw, queued=True)

@@ -82,6 +82,7 @@ def _wish(call: Call, caller: Caller, raw: bytes, lessened: Lessened) -> Wish:
         said=raw,
         idempotency=idempotency_key(call.header(b"idempotency-key")),
         deadline_ns=None if lessened.queue is None else lessened.queue.deadline_ns,
+        shaped=True,
     )
 
 

@@ -12,7 +12,6 @@ from tokenweir.core.errors import ParameterError, UnavailableError
 from tokenweir.core.events import Event, Failed
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
-from tokenweir.gateway.doors import processed
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.events_stream import Watched, seq
 from tokenweir.gateway.doors.native import query, queued
@@ -43,7 +42,7 @@ async def create(door: Door, call: Call) -> None:
     key = idempotency_key(call.header(b"idempotency-key"))
     asked = read_asked(raw)
     wish = await shelf.wish(caller, asked, raw=raw, request=request.raw, idempotency=key)
-    wish = await processed.shaped(door, caller, wish, request)
+    wish = await path.accepting.shape(caller, request.raw, wish)
     if asked.stream or not asked.background:
         door.streams.room()
     taken = await path.accepting.accept(caller, request.raw, wish)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -53,7 +54,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """A request that somebody asks to be taken on.
 
     ``said`` is all that the caller sent: the same idempotency key with another is refused. ``kept`` is what the
-    worker gets. ``route`` is the door.
+    worker gets. ``route`` is the door. ``shaped``: it has passed the pipeline and the brown-out.
     """
 
     kept: Kept
@@ -64,6 +65,11 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     deadline_ns: int | None = None
     webhook: str = ""
+    shaped: bool = False
+
+
+Shaping = Callable[[Caller, bytes, Wish], Awaitable[Wish]]
+"""Makes of a caller's request what is to be taken on; what it raises refuses it."""
 
 
 def native(raw: bytes, *, idempotency: str, pool: str, webhooks: bool) -> Wish:
@@ -177,11 +183,22 @@ class Accepting:
         self._sealer = sealer
         self._clock = clock
         self._queue_lease_ns = queue_lease_ns
+        self.shaping: Shaping | None = None
+        """What every request passes that is taken on, if anything."""
         self.tracer: Tracer | None = None
 
     async def run(self) -> None:
         """Take on what comes."""
         await self._batcher.run()
+
+    async def shape(self, caller: Caller, request: bytes, wish: Wish) -> Wish:
+        """Return what is to be taken on of a request: :meth:`accept` does it where it was not done before.
+
+        Raises what a processor or the brown-out refuses it with.
+        """
+        if wish.shaped or self.shaping is None:
+            return wish
+        return msgspec.structs.replace(await self.shaping(caller, request, wish), shaped=True)
 
     async def accept(self, caller: Caller, request: bytes, wish: Wish) -> Taken | Repeated:
         """Take a request on; once this returns it is durable, and it will end.
@@ -194,6 +211,7 @@ class Accepting:
             ConflictError: the idempotency key belongs to another body.
             UnavailableError: nothing could be made durable.
         """
+        wish = await self.shape(caller, request, wish)
         body = wish.kept.read()
         self._direct.pool.need(body.model)
         if not caller.may_ask(body.model):

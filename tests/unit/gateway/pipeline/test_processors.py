@@ -314,6 +314,58 @@ def test_every_key_of_every_processor_is_documented(name: str) -> None:
         assert f"| `{key}` |" in section, key
 
 
+PLUGIN = """
+from tokenweir.config import SettingsModel
+from tokenweir.gateway.pipeline.processor import Ask, Context, Kind, Processor
+
+
+class ShoutSettings(SettingsModel):
+    mark: str = "!"
+
+
+class Shout(Processor):
+    def __init__(self, settings: ShoutSettings) -> None:
+        self.mark = settings.mark
+
+    async def ask(self, ask: Ask) -> Ask:
+        return ask.having(prompt=f"{ask.fields['prompt']}{self.mark}")
+
+
+def make(settings: ShoutSettings, context: Context) -> Processor:
+    return Shout(settings)
+
+
+KIND = Kind(settings=ShoutSettings, stages=frozenset({"gateway"}), make=make)
+"""
+
+
+def test_a_package_adds_a_processor_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shouting_processor.py").write_text(PLUGIN, encoding="utf-8")
+    facts = tmp_path / "shouting-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n", encoding="utf-8")
+    (facts / "entry_points.txt").write_text(
+        "[tokenweir.processors]\nshout = shouting_processor:KIND\n"
+        "lost = shouting_processor:NONE\nmake = shouting_processor:make\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    through = built({"use": "shout", "mark": "?"})
+    assert passed(through, ask(prompt="a")).ask.fields["prompt"] == "a?"
+    for use, reason in (
+        ("shot", "did you mean 'shout'?"),
+        ("lost", "cannot be loaded from 'shouting_processor:NONE'"),
+        ("make", "is no kind of processor"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            built({"use": use})
+        assert reason in str(caught.value)
+    with pytest.raises(ConfigError, match="did you mean 'mark'"):
+        built({"use": "shout", "mar": "?"})
+
+
 def test_a_processor_lets_pass_what_it_has_nothing_to_do_with() -> None:
     asked, sink = ask(), Caught()
     plain = Processor()
