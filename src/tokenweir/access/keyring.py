@@ -58,9 +58,7 @@ class CachedKeyring:
         if refused is not None and refused.caller is None and self._clock.wall_ns() < refused.until_ns:
             raise _refusal()
         revision = self._revision
-        # A flood of unknown keys waits here, and not in threads.
-        async with self._asking:
-            found = await asyncio.to_thread(self._directory.find, key_id)
+        found = await self._find(key_id)
         caller = None
         until_ns = self._clock.wall_ns() + _REFUSED_NS
         if found is not None and secrets.compare_digest(digest, found[0]):
@@ -77,12 +75,16 @@ class CachedKeyring:
 
     async def owner(self, key: bytes) -> Caller | None:
         """Return the caller of a key by its id; ``None``: it counts no more. Raises UnavailableError."""
+        found = await self._find(key)
+        return None if found is None else found[1]
+
+    async def _find(self, key: bytes) -> tuple[bytes, Caller, int | None] | None:
         try:
+            # A flood of unknown keys waits here, and not in threads.
             async with self._asking:
-                found = await asyncio.to_thread(self._directory.find, key)
+                return await asyncio.to_thread(self._directory.find, key)
         except WeirError as error:
             raise UnavailableError(f"the directory of keys cannot be read: {error.message}") from error
-        return None if found is None else found[1]
 
     async def look(self) -> None:
         """Look at the directory's revision, and empty the cache if it has changed. Raises UnavailableError."""
