@@ -199,7 +199,11 @@ class Gateway:
             cabinet,
             node.keyring,
             clock,
-            BatchPolicy(lines=node.settings.batch_lines, line_bytes=node.settings.max_body_bytes),
+            BatchPolicy(
+                lines=node.settings.batch_lines,
+                line_bytes=node.settings.max_body_bytes,
+                lease_ns=node.queued.lease_ns,
+            ),
         )
         self._door.desk = Desk(store, cabinet, queued.sealer, clock, works.nudge)
         return None if node.only else works

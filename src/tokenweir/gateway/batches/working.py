@@ -35,7 +35,7 @@ class BatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     lines: int = 16
     batches: int = 8
-    lease_ns: int = 15_000_000_000
+    lease_ns: int = 30_000_000_000
     line_bytes: int = 8 << 20
 
 

@@ -18,6 +18,12 @@ _KEEP: Final = (
     "UPDATE gateway_files SET name = ?, purpose = ?, size = ?, at = ?, digest = ?, expires_at = ?, idempotency = ?,"
     " kept = 1 WHERE file = ?"
 )
+# From here on it is not there; whatever comes between, the next sweep removes the rest.
+_HIDE: Final = "UPDATE gateway_files SET kept = 0, at = 0, idempotency = NULL WHERE file = ?"
+_DROP: Final = (
+    "DELETE FROM gateway_file_pieces WHERE file = ?1 AND place IN"
+    " (SELECT place FROM gateway_file_pieces WHERE file = ?1 LIMIT 16)"
+)
 
 
 class SqliteFiles:
@@ -28,12 +34,8 @@ class SqliteFiles:
 
     async def begin(self, file: bytes, user: bytes, at: int) -> None:
         """Begin a file anew: nothing of it is there any more, if there was."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            _remove(connection, file)
-            connection.execute(_BEGIN, (file, user, at))
-
-        await self._database.write(work)
+        await self.remove(file)
+        await self._database.write(lambda connection: connection.execute(_BEGIN, (file, user, at)))
 
     async def append(self, file: bytes, place: int, data: bytes) -> None:
         """Write the next piece, ``place`` counted from 0."""
@@ -53,7 +55,6 @@ class SqliteFiles:
                     (record.user, record.idempotency, record.file),
                 ).fetchone()
                 if row is not None:
-                    _remove(connection, record.file)
                     earlier = _record(row)
                     return Earlier(record=earlier, same=earlier.digest == record.digest)
             connection.execute(
@@ -71,7 +72,10 @@ class SqliteFiles:
             )
             return Kept(record=record)
 
-        return await self._database.write(work, durable=True)
+        filed = await self._database.write(work, durable=True)
+        if isinstance(filed, Earlier):
+            await self.remove(record.file)
+        return filed
 
     async def get(self, file: bytes) -> FileRecord | None:
         """Return a file, or ``None``."""
@@ -110,26 +114,27 @@ class SqliteFiles:
 
     async def remove(self, file: bytes) -> bool:
         """Remove a file, kept or not; ``False``: there is none."""
-        return await self._database.write(lambda connection: _remove(connection, file))
+        hidden = await self._database.write(
+            lambda connection: connection.execute(_HIDE, (file,)).rowcount,
+        )
+        if not hidden:
+            return False
+        # A few pieces at a time, so that nobody waits long for the one who writes.
+        while await self._database.write(lambda connection: connection.execute(_DROP, (file,)).rowcount):
+            pass
+        await self._database.write(
+            lambda connection: connection.execute("DELETE FROM gateway_files WHERE file = ?", (file,))
+        )
+        return True
 
     async def sweep(self, *, now: int, begun_before: int) -> int:
         """Remove files that have expired, and those begun before an instant and never kept; returns how many."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            rows = connection.execute(
-                "SELECT file FROM gateway_files WHERE (kept AND expires_at <= ?) OR (NOT kept AND at < ?) LIMIT 100",
-                (now, begun_before),
-            ).fetchall()
-            for (file,) in rows:
-                _remove(connection, file)
-            return len(rows)
-
-        return await self._database.write(work)
-
-
-def _remove(connection: sqlite3.Connection, file: bytes) -> bool:
-    connection.execute("DELETE FROM gateway_file_pieces WHERE file = ?", (file,))
-    return connection.execute("DELETE FROM gateway_files WHERE file = ?", (file,)).rowcount > 0
+        query = "SELECT file FROM gateway_files WHERE (kept AND expires_at <= ?) OR (NOT kept AND at < ?) LIMIT 100"
+        args = (now, begun_before)
+        rows = await self._database.read(lambda connection: connection.execute(query, args).fetchall())
+        for (file,) in rows:
+            await self.remove(file)
+        return len(rows)
 
 
 def _record(row: tuple[object, ...]) -> FileRecord:
