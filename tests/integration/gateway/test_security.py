@@ -18,6 +18,9 @@ import pytest
 import uvloop
 from deploy.test_ca import TestCa
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
+from tests.factories.queued import User
+from tests.factories.served import serve
+from tests.factories.sim_models import directory
 
 from tokenweir.asgi.tls import client_context
 from tokenweir.core.errors import ConfigError, ProtocolError, UnreachableError
@@ -87,6 +90,36 @@ def test_two_gateways_prove_themselves_to_one_another(tmp_path: Path) -> None:
             assert len(lines) == 1
         assert inner.log().count("client refused by TLS") >= 2
         assert "the client showed no certificate" in inner.log()
+
+
+def test_a_worker_and_its_model_service_prove_themselves_over_grpc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = TestCa(tmp_path / "ca")
+    server, worker = ca.issue("server"), ca.issue("worker")
+    for name, path in (
+        ("CERTIFICATE", server.certificate),
+        ("KEY", server.key),
+        ("CLIENT_CA", ca.certificate),
+    ):
+        monkeypatch.setenv(f"WEIR_RUNTIME__TLS__{name}", str(path))
+    model = directory(tmp_path / "model", itl="1ms")
+    with serve(model, "--grpc-port", "0", log=tmp_path / "log") as served:
+        assert served.url.startswith("https://")
+        asks = endpoint("one", f"grpcs://{served.grpc}", model="model", kind="tokenweir")
+        trusts = f'[endpoints.tls]\nca = "{ca.certificate}"\n'
+        shown = f'certificate = "{worker.certificate}"\nkey = "{worker.key}"\n'
+        brief = "[worker]\nattempts = 1\n"
+        for name in ("CERTIFICATE", "KEY", "CLIENT_CA"):
+            monkeypatch.delenv(f"WEIR_RUNTIME__TLS__{name}")
+        with gateway(brief + asks + trusts + shown) as door:
+            user = User(door.url, door.key)
+            told = user.until(user.submit(model="model", tokens=5), "completed")
+            assert told["token_usage"]["completion_tokens"] == 5
+        with gateway(brief + asks + trusts) as stranger:
+            user = User(stranger.url, stranger.key)
+            told = user.until(user.submit(model="model", tokens=5), "failed")
+            assert "no gRPC with" in told["error"]["message"]
 
 
 def test_a_certificate_that_has_expired_is_one_line_at_the_start(tmp_path: Path) -> None:

@@ -174,11 +174,10 @@ class Asker:
         finally:
             watch.left(ticket)
 
-    async def _over_rpc(
-        self, attempt: Attempt, endpoint: Endpoint, rpc: Rpc, write: Write
-    ) -> list[Event]:
+    async def _over_rpc(self, attempt: Attempt, endpoint: Endpoint, rpc: Rpc, write: Write) -> list[Event]:
         kept, streamed = attempt.kept, attempt.kept.streamed(attempt.record)
         came: list[Event] = []
+        times = self.measures.stream(attempt.record.model, "queued", attempt.asked_ns)
         answer = rpc.answer(kept.kind, bytes(kept.body), model=endpoint.facts.upstream_model)
         try:
             async with aclosing(answer) as batches:
@@ -187,7 +186,10 @@ class Asker:
                     if not streamed or isinstance(came[-1], Completed | Failed | Cancelled):
                         continue
                     events, came = self._events(attempt, endpoint, came), []
-                    attempt.tokens = attempt.tokens or any(isinstance(event, Token) for event in events)
+                    tokens = sum(event.count or 1 for event in events if isinstance(event, Token))
+                    if tokens:
+                        times.tokens(tokens)
+                    attempt.tokens = attempt.tokens or bool(tokens)
                     await write(events)
         except ParameterError as error:
             return attempt.numbered([failed(error)])
