@@ -23,6 +23,7 @@ from tokenweir.core.errors import ConfigError
 from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import EndpointFacts
+from tokenweir.gateway.files.rotating import rotate_files
 from tokenweir.gateway.pipeline.registry import line, need_guards
 from tokenweir.gateway.queued.dead import Graveyard, rotate
 from tokenweir.gateway.queued.node import QueuedPolicy, QueuedStores
@@ -31,6 +32,8 @@ from tokenweir.gateway.queued.sealing import SealedEventLog, Sealer, SealingKey
 from tokenweir.gateway.queued.webhooks import WebhookPolicy
 from tokenweir.gateway.queued.worker import Policy
 from tokenweir.gateway.running import Node, Stores
+from tokenweir.ports.batches import Batches
+from tokenweir.ports.files import FileStore
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
 from tokenweir.ports.quota import QuotaUpkeep
 from tokenweir.ports.requests import Resealing
@@ -182,8 +185,17 @@ def queued_policy(settings: Settings) -> QueuedPolicy:
 class Yard:
     """The queue with its dead letters over open stores, and what changes the key that requests are sealed with."""
 
-    def __init__(self, stores: QueuedStores, policy: QueuedPolicy) -> None:
+    def __init__(
+        self,
+        stores: QueuedStores,
+        policy: QueuedPolicy,
+        *,
+        files: FileStore | None = None,
+        batches: Batches | None = None,
+    ) -> None:
         self.jobs = stores.jobs
+        self._files = files
+        self._batches = batches
         self._requests = stores.requests
         self._sealer = sealer = Sealer(policy.seal_keys)
         events = SealedEventLog(stores.events, sealer) if sealer.seals else stores.events
@@ -197,7 +209,7 @@ class Yard:
         )
 
     async def rotate(self) -> int:
-        """Seal anew what is not sealed with the present key; returns how many requests that were.
+        """Seal anew what is not sealed with the present key, files too; returns how many requests that were.
 
         Raises:
             ConfigError: the stores cannot.
@@ -207,6 +219,8 @@ class Yard:
             raise ConfigError(
                 "these stores cannot be sealed anew", mend="keep the old keys in gateway.seal_keys"
             )
+        if self._files is not None and self._batches is not None:
+            await rotate_files(self._files, self._batches, self._sealer)
         return await rotate(self._requests, self._sealer)
 
 
@@ -221,7 +235,7 @@ async def open_yard(settings: Settings, *, writes: bool) -> AsyncGenerator[Yard]
         async with open_stores(settings) as stores:
             if stores.queued is None:
                 raise ConfigError("these stores have no queue")
-            yield Yard(stores.queued, policy)
+            yield Yard(stores.queued, policy, files=stores.files, batches=stores.batches)
         return
     clock = SystemClock()
     with contextlib.closing(Database(settings.stores.gateway, writes=False)) as database:

@@ -65,5 +65,17 @@ class BatchWork(Protocol):
         ...
 
 
-class Batches(BatchStore, BatchWork, Protocol):
+class BatchResealing(Protocol):
+    """Changing the key that states are sealed with."""
+
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, bytes]]:
+        """Return up to ``limit`` states, as (batch, state), that do not begin with ``prefix``."""
+        ...
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store states in the place of what is there."""
+        ...
+
+
+class Batches(BatchStore, BatchWork, BatchResealing, Protocol):
     """All of it."""

@@ -93,5 +93,17 @@ class FileUpkeep(Protocol):
         ...
 
 
-class FileStore(FileWriting, FileReading, FileUpkeep, Protocol):
+class FileResealing(Protocol):
+    """Changing the key that pieces are sealed with."""
+
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, int, bytes]]:
+        """Return up to ``limit`` pieces, as (file, place, data), that do not begin with ``prefix``."""
+        ...
+
+    async def replace(self, batch: Sequence[tuple[bytes, int, bytes]]) -> None:
+        """Store pieces in the place of what is there."""
+        ...
+
+
+class FileStore(FileWriting, FileReading, FileUpkeep, FileResealing, Protocol):
     """All of it."""

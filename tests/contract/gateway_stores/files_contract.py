@@ -85,6 +85,23 @@ async def what_expired_or_was_never_kept_is_swept(store: FileStore) -> None:
     assert await store.listed(user, limit=9) == [stays]
 
 
+async def pieces_are_put_in_the_place_of_others(store: FileStore) -> None:
+    record = file_of(new_id())
+    await write(store, record, b"old one", b"new two", b"old three")
+    found = sorted(await store.unlike(b"new", 9))
+    assert [(file, place) for file, place, _ in found if file == record.file] == [
+        (record.file, 0),
+        (record.file, 2),
+    ]
+    await store.replace([(file, place, b"new" + data) for file, place, data in found])
+    assert [await store.piece(record.file, place) for place in range(3)] == [
+        b"newold one",
+        b"new two",
+        b"newold three",
+    ]
+    assert await store.unlike(b"new", 9) == []
+
+
 def batch_of(user: bytes, *, key: str = "", digest: bytes = b"d" * 32, at: int = 5) -> BatchRecord:
     return BatchRecord(
         batch=new_id(), user=user, key=new_id(), at=at, digest=digest, state=b"begun", idempotency=key
@@ -102,6 +119,19 @@ async def batches_are_found_by_their_owner(store: Batches) -> None:
     assert await store.get(new_id()) is None
     assert await store.listed(user, after=None, limit=2) == made[:0:-1]
     assert await store.listed(user, after=made[1].batch, limit=2) == made[:1]
+
+
+async def states_are_put_in_the_place_of_others(store: Batches) -> None:
+    made = [batch_of(new_id()), batch_of(new_id())]
+    for record in made:
+        await store.create(record)
+    found = dict(await store.unlike(b"new", 99))
+    assert {found[record.batch] for record in made} == {b"begun"}
+    await store.replace([(batch, b"new" + state) for batch, state in found.items()])
+    changed = await store.get(made[0].batch)
+    assert changed is not None
+    assert changed.state == b"newbegun"
+    assert await store.unlike(b"new", 99) == []
 
 
 async def a_batch_has_one_worker_at_a_time(store: Batches) -> None:
@@ -141,5 +171,10 @@ FILES = (
     files_are_listed_in_order,
     a_key_has_one_file,
     what_expired_or_was_never_kept_is_swept,
+    pieces_are_put_in_the_place_of_others,
 )
-BATCHES = (batches_are_found_by_their_owner, a_batch_has_one_worker_at_a_time)
+BATCHES = (
+    batches_are_found_by_their_owner,
+    a_batch_has_one_worker_at_a_time,
+    states_are_put_in_the_place_of_others,
+)

@@ -508,6 +508,30 @@ def test_a_batch_that_is_not_finished_in_time_expires(slow: SimProcess) -> None:
         waiting(lambda: True if slow.truth()["running"] == 0 else None, "the endpoint is idle")
 
 
+def test_files_and_batches_are_sealed_anew(tmp_path: Path, sim: SimProcess) -> None:
+    def settings(*names: str) -> str:
+        listed = ", ".join(f'"file:{tmp_path / name}"' for name in names)
+        return f"[gateway]\nseal_keys = [{listed}]\n" + endpoint("one", sim.url)
+
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(base64.b64encode(secrets.token_bytes(32)).decode(), encoding="ascii")
+    with gateway(settings("old")) as door:
+        config = door.home / "weir.toml"
+        client = door.client()
+        file = client.files.create(file=("f", b"x" * 600_000), purpose="user_data")
+        batch = until(client, sent(client, jsonl(chat_line("a"))), "completed")
+        assert door.stop() == 0
+        config.write_text(settings("new", "old"), encoding="utf-8")
+        rotated = door.weir("queue", "rotate")
+        assert rotated.returncode == 0, rotated.stderr
+        config.write_text(settings("new"), encoding="utf-8")
+        door.start()
+        client = door.client()
+        assert client.files.content(file.id).read() == b"x" * 600_000
+        assert client.batches.retrieve(batch.id) == batch
+        assert len(lines_of(client, batch.output_file_id)) == 1
+
+
 def test_all_of_it_is_charged_once(door: GatewayProcess) -> None:
     rows = [line.split(",") for line in door.weir("usage", "--by", "request").stdout.splitlines()[1:]]
     assert len({row[0] for row in rows}) == len(rows)

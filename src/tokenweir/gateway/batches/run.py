@@ -200,7 +200,9 @@ class BatchRun:
             _check_name(line.custom_id, names)
             wish = await wish_of(self._place.shelf, caller, raw, line, request=self._request(raw))
             model = wish.kept.read().model
-            self._check_model(caller, model)
+            if self._place.queued.accepting.shaping is None:
+                # Processors may name another one; then it is looked for when the line is sent.
+                self._check_model(caller, model)
         except (ParameterError, ForbiddenError, NotFoundError) as error:
             return _line_error(error, raw.number)
         names.add(line.custom_id)

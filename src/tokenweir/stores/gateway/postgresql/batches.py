@@ -79,6 +79,21 @@ class PostgresqlBatches:
         query = "UPDATE gateway_batches SET worker = NULL, lease_until = 0 WHERE worker = $1"
         await self._database.fetch(query, worker)
 
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, bytes]]:
+        """Return up to ``limit`` states, as (batch, state), that do not begin with ``prefix``."""
+        query = "SELECT batch, state FROM gateway_batches WHERE substr(state, 1, $1) <> $2 LIMIT $3"
+        rows = await self._database.fetch(query, len(prefix), prefix, limit)
+        return [(row[0], row[1]) for row in rows]
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store states in the place of what is there."""
+        query = (
+            "UPDATE gateway_batches b SET state = g.state FROM unnest($1::bytea[], $2::bytea[]) AS g (batch, state)"
+            " WHERE b.batch = g.batch"
+        )
+        columns = zip(*sorted(batch), strict=True)
+        await self._database.fetch(query, *(list(column) for column in columns))
+
 
 def _record(row: asyncpg.Record) -> BatchRecord:
     return BatchRecord(**dict(zip(BatchRecord.__struct_fields__, row.values(), strict=True)))

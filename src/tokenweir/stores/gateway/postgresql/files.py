@@ -111,6 +111,22 @@ class PostgresqlFiles:
             await self._database.fetch(_REMOVE, [row[0] for row in rows])
         return len(rows)
 
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, int, bytes]]:
+        """Return up to ``limit`` pieces, as (file, place, data), that do not begin with ``prefix``."""
+        query = "SELECT file, place, data FROM gateway_file_pieces WHERE substr(data, 1, $1) <> $2 LIMIT $3"
+        rows = await self._database.fetch(query, len(prefix), prefix, limit)
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    async def replace(self, batch: Sequence[tuple[bytes, int, bytes]]) -> None:
+        """Store pieces in the place of what is there."""
+        query = (
+            "UPDATE gateway_file_pieces p SET data = g.data"
+            " FROM unnest($1::bytea[], $2::int[], $3::bytea[]) AS g (file, place, data)"
+            " WHERE p.file = g.file AND p.place = g.place"
+        )
+        columns = zip(*sorted(batch), strict=True)
+        await self._database.fetch(query, *(list(column) for column in columns))
+
 
 def _record(row: asyncpg.Record) -> FileRecord:
     return FileRecord(**dict(zip(FileRecord.__struct_fields__, row.values(), strict=True)))

@@ -116,6 +116,22 @@ class SqliteBatches:
             )
         )
 
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, bytes]]:
+        """Return up to ``limit`` states, as (batch, state), that do not begin with ``prefix``."""
+        query = "SELECT batch, state FROM gateway_batches WHERE substr(state, 1, ?) <> ? LIMIT ?"
+        args = (len(prefix), prefix, limit)
+        return await self._database.read(lambda connection: connection.execute(query, args).fetchall())
+
+    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store states in the place of what is there."""
+        rows = [(state, name) for name, state in batch]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "UPDATE gateway_batches SET state = ? WHERE batch = ?", rows
+            ),
+            durable=True,
+        )
+
 
 def _record(row: tuple[object, ...]) -> BatchRecord:
     return BatchRecord(**dict(zip(BatchRecord.__struct_fields__, row, strict=True)))  # pyright: ignore[reportArgumentType]

@@ -136,6 +136,22 @@ class SqliteFiles:
             await self.remove(file)
         return len(rows)
 
+    async def unlike(self, prefix: bytes, limit: int) -> Sequence[tuple[bytes, int, bytes]]:
+        """Return up to ``limit`` pieces, as (file, place, data), that do not begin with ``prefix``."""
+        query = "SELECT file, place, data FROM gateway_file_pieces WHERE substr(data, 1, ?) <> ? LIMIT ?"
+        args = (len(prefix), prefix, limit)
+        return await self._database.read(lambda connection: connection.execute(query, args).fetchall())
+
+    async def replace(self, batch: Sequence[tuple[bytes, int, bytes]]) -> None:
+        """Store pieces in the place of what is there."""
+        rows = [(data, file, place) for file, place, data in batch]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "UPDATE gateway_file_pieces SET data = ? WHERE file = ? AND place = ?", rows
+            ),
+            durable=True,
+        )
+
 
 def _record(row: tuple[object, ...]) -> FileRecord:
     return FileRecord(**dict(zip(FileRecord.__struct_fields__, row, strict=True)))  # pyright: ignore[reportArgumentType]
