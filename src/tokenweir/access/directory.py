@@ -35,6 +35,8 @@ LimitScope = Literal["key", "user", "team", "tier"]
 
 PERMISSIONS: Final[tuple[Permission, ...]] = ("infer", "read", "run", "admin")
 _LONGEST_NAME: Final = 128
+_LONGEST_TIER: Final = 64
+_LONGEST_MODEL: Final = 512
 _HIGHEST_PRIORITY: Final = 9
 
 
@@ -166,7 +168,9 @@ class Directory:
         """Make a tier or change it. Raises InputError for a priority out of range."""
         if not 0 <= tier.priority <= _HIGHEST_PRIORITY:
             raise InputError(f"a priority of {tier.priority!r} is out of range", mend="it is 0 to 9")
-        _named("tier", tier.name)
+        _named("tier", tier.name, longest=_LONGEST_TIER)
+        if tier.pool:
+            _named("pool", tier.pool, longest=_LONGEST_TIER)
         with self._change() as connection:
             connection.execute(TIERS.delete().where(TIERS.c.name == tier.name))
             connection.execute(TIERS.insert().values(**msgspec.structs.asdict(tier)))
@@ -190,7 +194,7 @@ class Directory:
 
         Raises:
             NotFoundError: there is no such user.
-            InputError: a scope is unknown, or the lifetime is not positive.
+            InputError: a scope is unknown, the name is none, or the lifetime is not positive.
         """
         wanted = frozenset(scopes)
         unknown = sorted(wanted - set(PERMISSIONS))
@@ -203,12 +207,14 @@ class Directory:
             raise InputError(
                 f"a lifetime of {lifetime_ns} ns ends before it begins", mend="give a positive one"
             )
+        if name:
+            _named("key", name)
         made, now = make_key(), self._clock.wall_ns()
         with self._change() as connection:
             key = Key(
                 id=made.id,
                 user=_id_by_name(connection, USERS, "user", user),
-                name=name[:_LONGEST_NAME],
+                name=name,
                 scopes=wanted,
                 models=tuple(models),
                 created_at=now,
@@ -253,7 +259,9 @@ class Directory:
     # -- limits ---------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: StoredLimit) -> None:
-        """Set a limit or change it. Raises InputError for a negative amount."""
+        """Set a limit or change it. Raises InputError for a negative amount, or a model's name that is none."""
+        if limit.model:
+            _named("model", limit.model, longest=_LONGEST_MODEL)
         if limit.amount < 0:
             raise InputError(f"a limit of {limit.amount} lets nothing pass", mend="0 forbids, more allows")
         with self._change() as connection:
@@ -343,11 +351,11 @@ class Directory:
         return uuid7(time.time_ns(), secrets.randbits(62)).to_bytes(16, "big")
 
 
-def _named(kind: str, name: str) -> str:
-    if not name or len(name) > _LONGEST_NAME or name != name.strip() or not name.isprintable():
+def _named(kind: str, name: str, *, longest: int = _LONGEST_NAME) -> str:
+    if not name or len(name) > longest or name != name.strip() or not name.isprintable():
         raise InputError(
             f"{name!r} is no name for a {kind}",
-            mend=f"use 1 to {_LONGEST_NAME} printable characters, no space at either end",
+            mend=f"use 1 to {longest} printable characters, no space at either end",
         )
     return name
 

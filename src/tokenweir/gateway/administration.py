@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from tokenweir.access.directory import Directory
 from tokenweir.access.wording import key_text
+from tokenweir.core.errors import DiskFullError, RecordError, UnavailableError
 from tokenweir.core.quota import Limit
 from tokenweir.gateway.metering.billing import By, Names
 from tokenweir.ports.access import Caller
@@ -38,12 +39,18 @@ class Administration:
         self._changed = changed
 
     async def read(self, work: Callable[[Directory], T]) -> T:
-        """Return what ``work`` finds in the directory."""
-        return await asyncio.to_thread(work, self._directory)
+        """Return what ``work`` finds in the directory. Raises UnavailableError, and what ``work`` raises."""
+        try:
+            return await asyncio.to_thread(work, self._directory)
+        except (RecordError, DiskFullError) as error:
+            # Nothing that the caller wrote is at fault.
+            raise UnavailableError(
+                f"the directory of keys cannot be used: {error.message}", mend="see stores.access"
+            ) from error
 
     async def change(self, by: Caller, what: str, work: Callable[[Directory], T]) -> T:
         """Change the directory, and log who did what; the change holds here once this returns."""
-        made = await asyncio.to_thread(work, self._directory)
+        made = await self.read(work)
         await self._changed()
         _LOG.info("administered", what=what, by=key_text(by.key))
         return made

@@ -169,7 +169,7 @@ def test_each_route_needs_the_key_that_is_documented(door: GatewayProcess, keys:
     assert status(keys.plain if scope == "admin" else keys.reader) == 403
 
 
-def test_the_document_describes_each_route_and_no_other(api: Api) -> None:
+def test_the_document_describes_each_route_and_no_other(door: GatewayProcess, api: Api) -> None:
     routes = set(documented())
     assert not routes - set(DESCRIPTIONS) - set(ALIASES), "give it a row in doors/descriptions.py"
     assert set(ALIASES.values()) <= set(DESCRIPTIONS)
@@ -179,3 +179,4 @@ def test_the_document_describes_each_route_and_no_other(api: Api) -> None:
     operations = [each for methods in raw["paths"].values() for each in methods.values()]
     assert len({each["operationId"] for each in operations}) == len(operations)
     assert api.schema.raw_schema == json.loads(json.dumps(raw))
+    assert json.loads(door.weir("gateway", "--openapi").stdout) == api.schema.raw_schema

@@ -13,6 +13,10 @@ from tokenweir.ports.access import Permission
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\x00-\\x1f\\x7f]*$")]
 Label: TypeAlias = Annotated[str, Meta(max_length=128, pattern="^[^\\x00-\\x1f\\x7f]*$")]
 """As a name, and may be empty."""
+TierName: TypeAlias = Annotated[str, Meta(max_length=64, pattern="^[^\\x00-\\x1f\\x7f]*$")]
+"""The name of a tier or pool; may be empty."""
+Model: TypeAlias = Annotated[str, Meta(max_length=512, pattern="^[^\\x00-\\x1f\\x7f]*$")]
+"""The name of a model."""
 Span: TypeAlias = Annotated[str, Meta(max_length=32)]
 """``90d``, ``12h``, ``30m``."""
 
@@ -22,7 +26,7 @@ class NewUser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     name: Name
     team: Label = ""
-    tier: Label = ""
+    tier: TierName = ""
 
 
 class UserChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +58,7 @@ class NewTeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A team; ``tier`` is that of its members."""
 
     name: Name
-    tier: Label = ""
+    tier: TierName = ""
 
 
 class TeamAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +82,7 @@ class TierBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How well somebody is served: ``priority``, higher first, and a pool of endpoints of one's own."""
 
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
-    pool: Label = ""
+    pool: TierName = ""
 
 
 class TierAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +107,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     user: Name
     name: Label = ""
     scopes: Annotated[tuple[Permission, ...], Meta(min_length=1)] = ("infer", "read")
-    models: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
+    models: Annotated[tuple[Model, ...], Meta(max_length=256)] = ()
     expires: Span | None = None
 
 
@@ -161,7 +165,7 @@ class LimitKind(Whose, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     unit: Unit
     per: Window
-    model: Label = ""
+    model: Model = ""
 
 
 class LimitBody(LimitKind, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,7 +218,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     user: Name | None = None
     team: Name | None = None
     key: Name | None = None
-    model: Name | None = None
+    model: Model | None = None
     since: Span | None = None
     until: Span | None = None
 

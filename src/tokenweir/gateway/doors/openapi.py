@@ -30,6 +30,24 @@ _INFO: Final = (
 _HEADERS: Final[dict[str, Json]] = {
     "x-request-id": {"description": "Names the request in logs.", "schema": {"type": "string"}}
 }
+_RATES: Final[dict[str, Json]] = {
+    f"x-ratelimit-{what}-{unit}": {"description": meaning, "schema": {"type": kind}}
+    for what, kind, meaning in (
+        ("limit", "integer", "The limit of which the smallest part is left."),
+        ("remaining", "integer", "What is left of it."),
+        ("reset", "string", "When its window ends."),
+    )
+    for unit in ("requests", "tokens")
+}
+_DEGRADED: Final[dict[str, Json]] = {
+    "x-weir-degraded": {"description": "What was given up under load.", "schema": {"type": "string"}}
+}
+_REPLAYED: Final[dict[str, Json]] = {
+    "idempotent-replayed": {
+        "description": "The idempotency key was known: this is the same request again.",
+        "schema": {"const": "true"},
+    }
+}
 _RETRY: Final[dict[str, Json]] = {
     "retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 }
@@ -124,7 +142,8 @@ def _parameters(path: str, row: Description) -> Iterator[Json]:
 
 def _responses(path: str, row: Description, references: Mapping[Any, Any]) -> dict[str, Json]:
     answers: dict[str, Json] = {
-        str(status): _answer(_phrase(status), told, references) for status, told in row.answers.items()
+        str(status): _answer(_phrase(status), told, references, more=_told_beside(row))
+        for status, told in row.answers.items()
     }
     for status in sorted({*row.refuses, *_implied(path, row)} - set(row.answers)):
         refusal = _answer(_phrase(status), (Relayed if row.relays else ErrorAnswer,), references)
@@ -134,6 +153,15 @@ def _responses(path: str, row: Description, references: Mapping[Any, Any]) -> di
     if row.relays:
         answers["4XX"] = _answer("An endpoint's own refusal", (Relayed,), references)
     return answers
+
+
+def _told_beside(row: Description) -> dict[str, Json]:
+    """Return the headers that a good answer of a route may have."""
+    return {
+        **(_RATES if row.asks else {}),
+        **(_DEGRADED if row.asks else {}),
+        **(_REPLAYED if row.idempotent else {}),
+    }
 
 
 def _implied(path: str, row: Description) -> Iterator[int]:
@@ -150,8 +178,14 @@ def _implied(path: str, row: Description) -> Iterator[int]:
         yield from _ASKING
 
 
-def _answer(phrase: str, told: Iterable[Told], references: Mapping[Any, Any]) -> dict[str, Json]:
-    answer: dict[str, Json] = {"description": phrase, "headers": _HEADERS}
+def _answer(
+    phrase: str,
+    told: Iterable[Told],
+    references: Mapping[Any, Any],
+    *,
+    more: Mapping[str, Json] | None = None,
+) -> dict[str, Json]:
+    answer: dict[str, Json] = {"description": phrase, "headers": {**_HEADERS, **(more or {})}}
     content: dict[str, Json] = {}
     for each in told:
         match each:
