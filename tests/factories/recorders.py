@@ -45,7 +45,7 @@ class Recorder:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -76,7 +76,9 @@ def model_server(said: str, *, pieces: int = 5) -> Recorder:
             return 200, "application/json", json.dumps({**whole, "usage": usage}).encode()
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         deltas += [{"content": said[at : at + pieces]} for at in range(0, len(said), pieces)]
-        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices: list[dict[str, Any]] = [
+            {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+        ]
         choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
         chunks = [{**facts, "object": "chat.completion.chunk", "choices": [choice]} for choice in choices]
         chunks.append({**facts, "object": "chat.completion.chunk", "choices": [], "usage": usage})

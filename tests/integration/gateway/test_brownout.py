@@ -22,7 +22,7 @@ SETTINGS = """
 concurrency = 4
 [gateway.slo]
 ttft = "400ms"
-queue_age = "5s"
+queue_age = "1s"
 window = "1s"
 samples = 2
 interval = "20ms"
@@ -209,6 +209,22 @@ def test_the_queue_answers_in_the_same_form_and_running_streams_go_on_to_their_e
     rows = door.weir("usage", "--by", "request", "--user", "bob").stdout.splitlines()[1:]
     mine = [row.split(",") for row in rows if request in row]
     assert [(row[7], row[11], row[12]) for row in mine] == [("3", "server", "completed")]
+
+
+def test_an_old_queue_climbs_the_ladder_too(door: GatewayProcess, big: SimProcess, gold: User) -> None:
+    calm(gold)
+    big.flags(ttft="constant:60s")
+    # Four are worked on, and the others wait.
+    asked = [gold.submit(mode="single", model="big") for _ in range(8)]
+    waiting(lambda: brownout(gold)["rung"] >= 3 or None, "rung 3")
+    state = brownout(gold)
+    assert (state["ttft_ms"], state["queue_age_ms"] >= 1000) == (None, True)
+    for request in asked:
+        assert gold.ask("DELETE", f"/v1/requests/{request}").status == 202
+    for request in asked:
+        gold.until(request, "cancelled")
+    big.flags(ttft="constant:1ms")
+    calm(gold)
 
 
 def test_a_caller_who_leaves_the_queue_is_not_answered(

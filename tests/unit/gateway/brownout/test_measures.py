@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from tokenweir.asgi.problems import problem
@@ -13,6 +15,7 @@ from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.brownout.ladder import Normal
 from tokenweir.gateway.brownout.measures import Lessened, lessen, rung_of
 from tokenweir.gateway.brownout.settings import RungSettings, SloSettings
+from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.ports.access import Caller
 from tokenweir.ports.queue import QueueDepth
 
@@ -194,3 +197,16 @@ def test_queue_age_and_first_tokens_climb_the_ladder_and_calm_leaves_it() -> Non
 def test_a_model_that_nobody_serves_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="'tiny'; models here: big, small"):
         brownout(VirtualClock(), {"does": "faster_model", "models": {"big": "tiny"}})
+
+
+def test_every_metric_is_documented() -> None:
+    registry = CollectorRegistry()
+    metrics = BrownoutMetrics(registry)
+    found = brownout(VirtualClock(), SHORTER)
+    found.counts["shorter"] += 2
+    metrics.look(found)
+    metrics.look(found)
+    assert registry.get_sample_value("weir_gateway_degraded_total", {"does": "shorter"}) == 2
+    text = (Path(__file__).parents[4] / "docs" / "gateway" / "brownout.md").read_text(encoding="utf-8")
+    for metric in registry.collect():
+        assert f"`{metric.name}`" in text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def test_answers_pass_the_first_processor_last() -> None:
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ({"use": "cach"}, "gateway.pipeline[0]: there is no processor 'cach'; did you mean 'cache'?"),
+        ({"use": "cash"}, "gateway.pipeline[0]: there is no processor 'cash'; did you mean 'cache'?"),
         (
             {"use": "cache", "ttll": "1m"},
             "gateway.pipeline[0] (cache): ttll: unknown key; did you mean 'ttl'?",
@@ -351,7 +352,7 @@ def test_a_package_adds_a_processor_by_an_entry_point(
         "lost = shouting_processor:NONE\nmake = shouting_processor:make\n",
         encoding="utf-8",
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     through = built({"use": "shout", "mark": "?"})
     assert passed(through, ask(prompt="a")).ask.fields["prompt"] == "a?"
     for use, reason in (
