@@ -94,7 +94,8 @@ class Settings(SettingsModel):
         " all open.",
     )
     slo: SloSettings = Field(
-        default_factory=SloSettings, description="The waits that callers are meant to have; they drive the brown-out."
+        default_factory=SloSettings,
+        description="The waits that callers are meant to have; they drive the brown-out.",
     )
     brownout: tuple[RungSettings, ...] = Field(
         default=(), description="What is given up under load, in order; without any, nothing is."
@@ -103,11 +104,12 @@ class Settings(SettingsModel):
     max_stored_bytes: int = Field(
         default=10 << 30, gt=0, description="Most bytes that the files of one user have together."
     )
+    pipeline: tuple[ProcessorSettings, ...] = Field(
+        default=(),
+        description="What requests pass at the door, in order, and direct answers on their way back.",
+    )
     batch_lines: int = Field(
         default=16, ge=1, le=1024, description="Lines of one batch that are worked on at once."
-    )
-    pipeline: tuple[ProcessorSettings, ...] = Field(
-        default=(), description="What requests pass at the door, in order, and direct answers on their way back."
     )
     currency: str = Field(default="USD", max_length=8, description="Currency of the prices.")
     prices: tuple[PriceSettings, ...] = Field(default=(), description="What tokens cost, by model.")
@@ -122,7 +124,8 @@ class WorkerSettings(SettingsModel):
         default=_S // 2, gt=0, description="Pause before the second attempt; doubled and jittered each time."
     )
     pipeline: tuple[ProcessorSettings, ...] = Field(
-        default=(), description="What queued requests pass before an endpoint is asked, and their answers after."
+        default=(),
+        description="What queued requests pass before an endpoint is asked, and their answers after.",
     )
     backoff_limit: DurationNs = Field(default=60 * _S, gt=0, description="Longest pause between attempts.")
     lease: DurationNs = Field(
