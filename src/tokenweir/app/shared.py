@@ -89,7 +89,7 @@ def bench_opener(settings: Settings, what: str) -> Opener:
                 quota=stores.quota,
             )
             shop = Workshop(stores.queued, pool, metering, policy=policy, clock=SystemClock())
-            shop.asker.tracer = tracer
+            shop.asker.tracer = shop.ends.tracer = tracer
             health = HealthWatch(pool, controls, interval_ns=gateway.health_interval)
             yield Bench(shop, settler=settler, pool=pool, health=health, side=side)
 

@@ -32,29 +32,33 @@ Path = Literal["direct", "queued"]
 class Times:
     """The times of one streamed answer. ``first_ns`` is the time to its first token, 0 until that has come."""
 
-    __slots__ = ("_clock", "_gaps", "_last_ns", "_start_ns", "_ttft", "first_ns")
+    __slots__ = ("_add", "_last_ns", "_now", "_start_ns", "_ttft", "first_ns")
 
     def __init__(self, clock: Clock, ttft: Bins, gaps: Bins, start_ns: int) -> None:
-        self._clock = clock
-        self._ttft, self._gaps = ttft, gaps
+        # Looked up here once, and not for each chunk.
+        self._now = clock.monotonic_ns
+        self._add = gaps.add
+        self._ttft = ttft
         self._start_ns = start_ns
         self._last_ns = 0
         self.first_ns = 0
 
     def piece(self, data: bytes, chunks: int) -> None:
         """Note bytes of a stream that hold ``chunks`` chunks; each is taken for a token once the first has come."""
-        if self._last_ns:
+        last = self._last_ns
+        if last:
             if chunks:
-                self.tokens(chunks)
+                now = self._last_ns = self._now()
+                self._add((now - last) / chunks / _NS_PER_S, chunks)
         elif _TOKEN.search(data) is not None:
             self.tokens(1)
 
     def tokens(self, count: int) -> None:
         """Note tokens that came at once; the gap is spread over them."""
-        now = self._clock.monotonic_ns()
+        now = self._now()
         last, self._last_ns = self._last_ns, now
         if last:
-            self._gaps.add((now - last) / count / _NS_PER_S, count)
+            self._add((now - last) / count / _NS_PER_S, count)
         else:
             self.first_ns = max(1, now - self._start_ns)
             self._ttft.add(self.first_ns / _NS_PER_S)

@@ -15,10 +15,10 @@ from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import CancelledError
+from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.batches.working import BatchPolicy, BatchWorks, Parts
 from tokenweir.gateway.brownout.brownout import Brownout
-from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.direct.relay import Direct, RelayPolicy
 from tokenweir.gateway.doors.app import App
 from tokenweir.gateway.doors.door import Door, Limits
@@ -150,7 +150,7 @@ class Gateway:
         self.batches = self._batches(node, clock)
         if self.queued is not None:
             self.queued.asker.measures = metrics.measures
-            self.queued.asker.tracer = self.queued.accepting.tracer = node.tracer
+            self.queued.asker.tracer = self.queued.ends.tracer = self.queued.accepting.tracer = node.tracer
         self._door.line = node.line
         self.brownout = self._brownout(settings, direct, clock)
         if self.queued is not None and (node.line is not None or self.brownout is not None):

@@ -44,6 +44,10 @@ class Tracer(Protocol):
         """Begin to ask a server; of a queued request within the ``trace`` that it was accepted in, "" for none."""
         ...
 
+    def work(self, name: str, attributes: dict[str, Value], trace: str) -> AbstractContextManager[Span]:
+        """Begin on something that was queued, within the ``trace`` that it was accepted in; "" is none."""
+        ...
+
     def trace(self) -> str:
         """Return the ``traceparent`` of the span at hand; "" is none."""
         ...

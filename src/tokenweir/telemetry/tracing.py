@@ -79,6 +79,11 @@ class OtelTracer:
         context = None if trace is None else _W3C.extract({"traceparent": trace} if trace else {}, Context())
         return self._begun(name, SpanKind.CLIENT, context, attributes)
 
+    def work(self, name: str, attributes: dict[str, Value], trace: str) -> AbstractContextManager[Span]:
+        """Begin on something that was queued."""
+        context = _W3C.extract({"traceparent": trace} if trace else {}, Context())
+        return self._begun(name, SpanKind.CONSUMER, context, attributes)
+
     def trace(self) -> str:
         """Return the ``traceparent`` of the span at hand."""
         carrier: dict[str, str] = {}

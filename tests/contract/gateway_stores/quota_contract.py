@@ -19,7 +19,7 @@ from tests.contract.gateway_stores.harness import (
 
 from tokenweir.core.quota import Amounts
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow
-from tokenweir.ports.quota import Denied, Granted, Settle
+from tokenweir.ports.quota import CountsReservations, Denied, Granted, Settle
 
 Story = Callable[[Stores], Awaitable[None]]
 
@@ -49,6 +49,19 @@ class QuotaContract:
             (fits,) = await stores.quota.reserve([reserve(day, tokens=50)])
             assert isinstance(fits, Granted)
             assert fits.headroom[0].remaining == 0
+
+        self.tell(place, story)
+
+    def test_open_reservations_are_counted_until_they_are_settled(self, place: Place) -> None:
+        async def story(stores: Stores) -> None:
+            quota = stores.quota
+            assert isinstance(quota, CountsReservations)
+            before = await quota.open_reservations()
+            first, second = reserve(limit("tokens", "day", 1000)), reserve(limit("tokens", "day", 1000))
+            await quota.reserve([first, second])
+            assert await quota.open_reservations() == before + 2
+            await quota.settle([Settle(request=first.request, actual=Amounts(tokens=1))])
+            assert await quota.open_reservations() == before + 1
 
         self.tell(place, story)
 

@@ -120,5 +120,7 @@ def test_each_process_tells_of_its_own_part(
         ours = [(service, span) for service, span in sink.spans if span.trace_id.hex() == TRACE]
         (server_span,) = (span for service, span in ours if service == "weir-gateway")
         (worker_span,) = (span for service, span in ours if service == "weir-worker")
+        (settle_span,) = (span for service, span in ours if service == "weir-collector")
         assert worker_span.kind == Span.SPAN_KIND_CLIENT
-        assert worker_span.parent_span_id == server_span.span_id
+        assert (settle_span.kind, settle_span.name) == (Span.SPAN_KIND_CONSUMER, "settle")
+        assert worker_span.parent_span_id == settle_span.parent_span_id == server_span.span_id

@@ -160,7 +160,7 @@ def test_traces_go_from_the_caller_through_gateway_and_queue_to_the_endpoint(sec
         ours = [span for _, span in sink.spans if span.trace_id.hex() == TRACE]
         assert {service for service, _ in sink.spans} == {"weir-gateway"}
         by_name = {span.name: span for span in ours}
-        assert set(by_name) == {"POST /v1/chat/completions", "POST /v1/requests", "chat sim"}
+        assert set(by_name) == {"POST /v1/chat/completions", "POST /v1/requests", "chat sim", "settle"}
         direct, queued = (span for span in ours if span.name == "chat sim")
         server = {span.span_id: span for span in ours if span.kind == Span.SPAN_KIND_SERVER}
         assert all(span.parent_span_id.hex() == "b7ad6b7169203331" for span in server.values())

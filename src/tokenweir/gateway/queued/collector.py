@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Final, cast
 
 import msgspec
@@ -17,13 +17,15 @@ from tokenweir.core.requests import Json
 from tokenweir.gateway.pipeline.line import Line
 from tokenweir.gateway.pipeline.processor import End
 from tokenweir.gateway.queued.endings import Ended, Finisher
-from tokenweir.gateway.queued.kept import ended
+from tokenweir.gateway.queued.kept import ended, request_id
 from tokenweir.gateway.queued.reading import Reading
 from tokenweir.gateway.queued.webhooks import WebhookError, Webhooks, errors_of_webhook
 from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.queue import Delivery, Job, JobQueue
 from tokenweir.ports.requests import RequestRecord, RequestStore
+from tokenweir.telemetry import genai
 from tokenweir.telemetry.logs import get_logger
+from tokenweir.telemetry.spans import UNTRACED, Span, Tracer, Value
 
 _LOG = get_logger("tokenweir.gateway.collector")
 _AGAIN_S: Final = 0.5
@@ -43,6 +45,7 @@ class LocalEnds:
         self._clock = clock
         self.line: Line | None = None
         """What ends pass before they are settled and filed, if anything."""
+        self.tracer: Tracer | None = None
         self.lag_ns = 0
         """From the taking of the last settled end to its settlement."""
         self.waiting = 0
@@ -53,13 +56,24 @@ class LocalEnds:
         self.waiting += 1
         taken_ns = self._clock.monotonic_ns()
         try:
-            if self.line is not None:
-                found = await self.line.ended(End(ended=found, tell=self._told))
-            await self._finisher.finish(found)
+            with self._traced(found):
+                if self.line is not None:
+                    found = await self.line.ended(End(ended=found, tell=self._told))
+                await self._finisher.finish(found)
             self.lag_ns = self._clock.monotonic_ns() - taken_ns
         finally:
             self.waiting -= 1
         return await self._tell(found.record, job, found.events) if found.record.webhook else None
+
+    def _traced(self, found: Ended) -> AbstractContextManager[Span]:
+        if self.tracer is None:
+            return UNTRACED
+        record = found.record
+        attributes: dict[str, Value] = {
+            genai.REQUEST_MODEL: record.model,
+            genai.REQUEST_ID: request_id(record.request),
+        }
+        return self.tracer.work("settle", attributes, found.kept.trace)
 
     async def again(self, record: RequestRecord, job: Job) -> Job | None:
         """Finish what a crash left half done, and call the webhook that has not been called."""
