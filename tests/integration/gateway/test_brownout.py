@@ -159,6 +159,11 @@ def test_slow_first_tokens_shorten_answers_and_ask_a_faster_model_until_it_is_ca
             (2, "max_tokens=3"),
             (3, "model=small"),
         ]
+        responded = door.client(plain.key).responses.with_raw_response.create(model="big", input="Which?")
+        assert responded.headers["x-weir-degraded"] == "max_tokens=3, model=small"
+        used = responded.parse().usage
+        assert used is not None
+        assert used.output_tokens == 3
         metrics = User(door.url, door.key).ask("GET", "/metrics").body.decode()
         assert "weir_gateway_brownout_rung 3.0" in metrics
         assert 'weir_gateway_degraded_total{does="refuse_features"} 1.0' in metrics
