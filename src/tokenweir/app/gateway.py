@@ -79,7 +79,7 @@ def opener(
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     trust, rpcs = trust_of(endpoints), rpcs_of(endpoints, settings.gateway)
     refusals = Refusals("tokenweir.gateway")
-    tls = listener(settings.gateway.tls, refusals)
+    tls = listener(settings.gateway.tls, refusals, refusals.renewed)
     models = [endpoint.model or "" for endpoint in endpoints]
     door_line = None if only else line("gateway", settings.gateway.pipeline, models=models)
     need_guards(door_line, policy.work_line)

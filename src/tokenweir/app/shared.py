@@ -102,5 +102,5 @@ def side_of(settings: Settings, what: str) -> Side | None:
     if told.metrics_port is None:
         return None
     refused = Refusals(f"tokenweir.{what}")
-    tls = listener(told.tls, refused)
+    tls = listener(told.tls, refused, refused.renewed)
     return Side(host=told.metrics_host, port=told.metrics_port, tls=tls, refusals=refused)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenweir.asgi.call import Receive, Scope, Send
 from tokenweir.asgi.problems import HeadTooLargeError, SlowRequestError, problem
+from tokenweir.asgi.tls import ServerContext
 from tokenweir.asgi.wire import KEY, Wire
 from tokenweir.core.errors import ConfigError
 
@@ -192,6 +193,7 @@ class HttpServer:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._socket = _bind(host, port)
+        self._renewal: asyncio.TimerHandle | None = None
         self.port = cast("int", self._socket.getsockname()[1])
         self.url = (
             f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{self.port}"
@@ -216,17 +218,29 @@ class HttpServer:
         )
         config.load()
         config.ssl = tls
+        self._tls = tls
         self._server = _Uvicorn(config)
 
     async def serve(self) -> None:
         """Answer until closed, then finish what is on its way."""
+        self._renew_soon()
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
+            if self._renewal is not None:
+                self._renewal.cancel()
             # Cancelled, uvicorn leaves its listeners open, and uvloop waits for them when the loop is closed.
             for listener in getattr(self._server, "servers", ()):
                 cast("asyncio.Server", listener).close()
             self._socket.close()
+
+    def _renew_soon(self) -> None:
+        if isinstance(self._tls, ServerContext):
+            self._renewal = asyncio.get_running_loop().call_later(self._tls.renew_s, self._renew, self._tls)
+
+    def _renew(self, tls: ServerContext) -> None:
+        tls.renew()
+        self._renew_soon()
 
     def close(self, *, at_once: bool = False) -> None:
         """Stop listening; ``at_once`` does not wait for answers that are on their way."""

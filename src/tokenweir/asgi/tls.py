@@ -26,8 +26,8 @@ _REASONS: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate",
 }
 
-Refused = Callable[[str], None]
-"""Is told why a client was refused."""
+Told = Callable[[str], None]
+"""Is told why a client was refused, or what became of files that were renewed."""
 
 
 class _Password(Protocol):
@@ -93,11 +93,48 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return f"Identity({str(self.certificate)!r})"
 
 
-def listener(files: ListenerFiles | None, refused: Refused) -> ssl.SSLContext | None:
+class ServerContext(ssl.SSLContext):
+    """The context of a listener, which takes up a certificate that is renewed where it lies.
+
+    Its server looks every ``renew_s``. ``renewed`` is told of each that was taken up, or could not be.
+    """
+
+    identity: Identity
+    renewed: Told
+    renew_s = 30.0
+    _seen: tuple[tuple[int, int], ...] = ()
+
+    def note(self) -> bool:
+        """Return whether the files are others than at the last call. Raises OSError where one is not there."""
+        found = tuple(
+            (stat.st_mtime_ns, stat.st_size)
+            for stat in (path.stat() for path in (self.identity.certificate, self.identity.key))
+        )
+        changed, self._seen = found != self._seen, found
+        return changed
+
+    def renew(self) -> None:
+        """Use the files if they have changed, for connections from now on; what cannot be used changes nothing."""
+        try:
+            if self.note():
+                # First apart: half of a pair would leave the listener with nothing that fits.
+                _check_dates(self.identity)
+                _show(self, self.identity)
+                self.renewed(f"the certificate '{self.identity.certificate}' was taken up anew")
+        except ConfigError as error:
+            self.renewed(f"a renewed certificate is not used: {error.message}")
+        except OSError:
+            # It is being replaced.
+            return
+
+
+def listener(
+    files: ListenerFiles | None, refused: Told, renewed: Told | None = None
+) -> ssl.SSLContext | None:
     """Return the context that settings ask for, if they do. Raises ConfigError as :func:`server_context`."""
     if files is None:
         return None
-    return server_context(identity_of(files), client_ca=files.client_ca, refused=refused)
+    return server_context(identity_of(files), client_ca=files.client_ca, refused=refused, renewed=renewed)
 
 
 def client(files: ClientFiles | None) -> ssl.SSLContext | None:
@@ -121,17 +158,21 @@ def identity_of(files: ListenerFiles) -> Identity:
     )
 
 
-def server_context(identity: Identity, *, client_ca: Path | None, refused: Refused) -> ssl.SSLContext:
+def server_context(
+    identity: Identity, *, client_ca: Path | None, refused: Told, renewed: Told | None = None
+) -> ServerContext:
     """Return the context of a listener; with ``client_ca`` clients must show a certificate that it has signed.
 
     Raises ConfigError: a file cannot be read or used, or the certificate is not valid now.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.identity, context.renewed = identity, renewed or _untold
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     _show(context, identity)
     _check_dates(identity)
+    context.note()
     if client_ca is not None:
         _trust(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -161,10 +202,14 @@ def why(error: ssl.SSLError) -> str:
     return _REASONS.get(reason, reason.lower().replace("_", " "))
 
 
+def _untold(_what: str) -> None:
+    """Tell nobody."""
+
+
 class _Watched(ssl.SSLObject):
     """Tells why a handshake failed."""
 
-    refused: Refused
+    refused: Told
 
     def do_handshake(self) -> None:
         """Go on with the handshake."""

@@ -83,13 +83,14 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
         key=settings.api_key.read() if settings.api_key is not None else None,
         log_prompts=settings.log_prompts,
     )
+    refusals = Refusals("tokenweir.runtime")
     server = HttpServer(
         App(door),
         settings.host,
         settings.port,
         bounds=_bounds(settings),
         drain_timeout_ns=settings.drain_timeout,
-        tls=listener(settings.tls, Refusals("tokenweir.runtime")),
+        tls=listener(settings.tls, refusals, refusals.renewed),
     )
     failed: WeirError | None = None
     with stop.watching():

@@ -28,3 +28,7 @@ class Refusals:
             clients = self.counts[reason] - before
             self._told[reason] = now, self.counts[reason]
             self._log.warning("client refused by TLS", reason=reason, clients=clients)
+
+    def renewed(self, what: str) -> None:
+        """Tell what became of a certificate that was renewed."""
+        self._log.warning("tls", what=what)

@@ -21,6 +21,7 @@ from tokenweir.config import Secret, TlsSettings
 from tokenweir.core.clock import SystemClock
 from tokenweir.core.errors import ConfigError, UnreachableError
 from tokenweir.gateway.endpoints.upstream import Origin, UpstreamClient
+from tokenweir.gateway.queued.webhooks import WebhookError, WebhookPolicy, Webhooks
 from tokenweir.runtime.http.door import Build, Door
 from tokenweir.runtime.http.fakes import FakeServing
 from tokenweir.runtime.http.metrics import Metrics
@@ -237,6 +238,64 @@ def test_files_that_cannot_be_used_are_named_before_anything_listens(
     opened = {"certificate": locked.certificate, "key": locked.key, "key_password": Secret("env:SESAME")}
     assert listener(TlsSettings.model_validate(opened), lambda _: None) is not None
     assert "sesame" not in repr(Identity(certificate=locked.certificate, key=locked.key, password="sesame"))
+
+
+def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path)
+    pair = ca.issue("renewed")
+    context = client_context(ca=ca.certificate)
+
+    async def shown(port: int) -> str:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        found = writer.get_extra_info("ssl_object").getpeercert()
+        writer.transport.abort()
+        return str(found["serialNumber"])
+
+    async def work() -> None:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        tls = server_context(identity(pair), client_ca=None, refused=lambda _: None, renewed=told.put_nowait)
+        tls.renew_s = 0.02
+        async with serving(tls) as made:
+            first = await shown(made.port)
+            # Half of a pair fits nothing, and changes nothing.
+            key = pair.key.read_bytes()
+            ca.issue("renewed")
+            renewed_key = pair.key.read_bytes()
+            pair.key.write_bytes(key)
+            while "is not used" not in await told.get():
+                continue
+            assert await shown(made.port) == first
+            pair.key.write_bytes(renewed_key)
+            while "was taken up anew" not in await told.get():
+                continue
+            assert await shown(made.port) != first
+
+    run(work)
+
+
+def test_a_webhook_shows_who_it_is_and_trusts_whom_it_is_told_to(ca: TestCa, server: Pair) -> None:
+    async def work() -> None:
+        mutual = server_context(identity(server), client_ca=ca.certificate, refused=lambda _: None)
+        async with serving(mutual) as made:
+
+            async def called(tls: ssl.SSLContext | None) -> None:
+                policy = WebhookPolicy(
+                    secret=b"s", hosts=frozenset({"localhost"}), attempts=1, timeout_ns=10**10, tls=tls
+                )
+                await Webhooks(policy, SystemClock()).call(
+                    f"https://localhost:{made.port}/hook", "req_1", b"{}"
+                )
+
+            # It gets as far as an answer, which is that there is no such path.
+            with pytest.raises(WebhookError, match="answered 404"):
+                await called(client_context(ca=ca.certificate, identity=identity(ca.issue("hooks"))))
+            with pytest.raises(WebhookError) as caught:
+                await called(client_context(ca=ca.certificate))
+            assert "answered" not in str(caught.value)
+            with pytest.raises(WebhookError, match="certificate verify failed"):
+                await called(None)
+
+    run(work)
 
 
 def test_grpc_lets_in_whom_the_authority_signed(ca: TestCa, other: TestCa, server: Pair) -> None:
