@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -72,6 +72,7 @@ class Origin(msgspec.Struct, frozen=True):
         try:
             parts = urlsplit(url)
             port = parts.port
+            host = (parts.hostname or "").encode("idna").decode("ascii")
         except ValueError as error:
             raise InputError(f"the URL {url!r} cannot be read: {error}") from error
         if (
@@ -82,9 +83,9 @@ class Origin(msgspec.Struct, frozen=True):
             or parts.username
         ):
             raise InputError(f"{url!r} is no URL of a gateway", mend="write it as http://127.0.0.1:8080")
-        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        prefix = quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%:@!$&'()*+,;=~")
         return cls(
-            host=parts.hostname,
+            host=host,
             port=port or _PORTS[parts.scheme],
             secure=parts.scheme == "https",
             prefix=prefix,

@@ -34,6 +34,7 @@ _OK: Final = 200
 _NO_CONTENT: Final = 204
 _GOOD: Final = range(200, 300)
 _LAST_NS: Final = 1_000_000_000
+_KEY_LETTERS: Final = 255
 _PRINTABLE: Final = range(0x21, 0x7F)
 
 
@@ -123,8 +124,13 @@ class Planner:
         self._authorization = ("authorization", f"Bearer {key}")
 
     def submit(self, body: Mapping[str, object], idempotency_key: str | None) -> Plan[Submitted]:
-        """Have a request taken on, once, however often that must be asked for."""
+        """Have a request taken on, once, however often that must be asked for. Raises InputError."""
         key = idempotency_key if idempotency_key is not None else new_id("idem")
+        if not (0 < len(key) <= _KEY_LETTERS and key.isascii() and key.isprintable() and key == key.strip()):
+            raise InputError(
+                f"{key[:_KEY_LETTERS]!r} is no idempotency key",
+                mend=f"use 1 to {_KEY_LETTERS} printable ASCII characters, no space at either end",
+            )
         try:
             raw = msgspec.json.encode(body)
         except (TypeError, ValueError) as error:

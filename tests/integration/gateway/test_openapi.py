@@ -65,7 +65,32 @@ class Api:
         user.until(dead, "failed")
         body = {"model": "sim", "input": "How many rivers?", "background": True, "max_output_tokens": 4}
         response = user.ask("POST", "/v1/responses", body).json()["id"]
+        admin: list[tuple[str, dict[str, str]]] = [
+            ("users", {"name": "subject"}),
+            ("keys", {"user": "subject"}),
+            ("tiers/subject", {}),
+        ]
+        made = [user.ask("PUT" if "/" in path else "POST", f"/v1/admin/{path}", body) for path, body in admin]
+        line = {
+            "custom_id": "a",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {"model": "sim", "input": "x"},
+        }
+        file = self.session.post(
+            f"{door.url}/v1/files",
+            data={"purpose": "batch"},
+            files={"file": ("lines.jsonl", json.dumps(line))},
+            timeout=30,
+        ).json()["id"]
+        asked = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        batch = user.ask("POST", "/v1/batches", asked).json()["id"]
         self.ids = {
+            "/v1/admin/users/{id}": "subject",
+            "/v1/admin/tiers/{id}": "subject",
+            **{path: made[1].json()["id"] for path in ROUTES if path.startswith("/v1/admin/keys/{id}")},
+            **{path: file for path in ROUTES if path.startswith("/v1/files/{id}")},
+            **{path: batch for path in ROUTES if path.startswith("/v1/batches/{id}")},
             "/v1/models/{id}": "sim",
             "/v1/queue/dead/{id}": dead,
             **{path: response for path in ROUTES if path.startswith("/v1/responses/{id}")},
@@ -84,6 +109,7 @@ class Case(Protocol):
     """What is used of schemathesis's generated request."""
 
     path_parameters: dict[str, Any]
+    query: Any
     body: Any
 
     def call(self, *, session: requests.Session) -> object: ...
@@ -148,6 +174,10 @@ def test_whatever_is_sent_is_answered_as_documented(api: Api, route: str, mode: 
             case.path_parameters["id"] = api.ids[path]
         if model is not None and case.body.__class__ is dict and "model" in case.body:
             case.body["model"] = model
+        if known:
+            for said in (case.body, case.query):
+                if said.__class__ is dict and "user" in said:
+                    said["user"] = "subject"
         case.validate_response(case.call(session=api.session), checks=CHECKS)
 
     run()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweir.client.options import Options
+from tokenweir.client.options import Options, Origin
 from tokenweir.client.plans import Answer, Ask, Came, Hear, Lost, Plan, Planner, Rest, Step, Tell
 from tokenweir.core.clock import VirtualClock
 from tokenweir.core.errors import (
@@ -235,7 +235,21 @@ def test_a_refusal_is_an_error_of_its_kind(answer: Answer, error: type[WeirError
         played(Planner("http://a", KEY, Options(), clock).status("req_1"), lambda _: answer, clock)
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://a", "http://", "http://a:x", "http://a?x=1"])
+@pytest.mark.parametrize("key", ["", "a\nb", " a", "ä", "k" * 256])
+def test_an_idempotency_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="idempotency key"):
+        played(Planner("http://a", KEY, Options()).submit(BODY, key), lambda _: ACCEPTED, VirtualClock())
+
+
+def test_a_url_in_any_script_can_be_asked() -> None:
+    origin = Origin.parse("https://bücher.example/büro/v1/")
+    assert (origin.host, origin.prefix, origin.port) == ("xn--bcher-kva.example", "/b%C3%BCro", 443)
+    assert Origin.parse("http://[::1]:8080").authority == "[::1]:8080"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8080", "ftp://a", "http://", "http://a:x", "http://a?x=1", f"http://{'a' * 70}"]
+)
 def test_what_is_no_url_is_told(url: str) -> None:
     with pytest.raises(InputError):
         Planner(url, KEY, Options())
