@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import AsyncGenerator, Generator
 from typing import Final, cast
 
@@ -54,6 +57,17 @@ class Stop:
         if self._starting is not None:
             self._starting.cancel()
         (self.once if self.asked == 1 else self.twice).set()
+
+
+def end_with_starter() -> None:
+    """Stop this process as SIGTERM does once its standard input ends, for then whoever started it is gone."""
+    threading.Thread(target=_follow, args=(sys.stdin.fileno(),), name="tether", daemon=True).start()
+
+
+def _follow(descriptor: int) -> None:
+    while os.read(descriptor, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def first_of(group: ExceptionGroup[Exception]) -> Exception:

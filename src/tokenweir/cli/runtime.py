@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from tokenweir import __version__
+from tokenweir.asgi.stopping import end_with_starter
 from tokenweir.cli.start import start
 from tokenweir.core.errors import ConfigError
 from tokenweir.ports.inference import ModelCard
@@ -72,6 +73,7 @@ _SHOWN: Final = 12
     metavar="FILE",
     help="Write the URL there once the server is ready.",
 )
+@click.option("--tethered", is_flag=True, help="Stop when standard input ends: its starter is gone.")
 def command(  # noqa: PLR0913 - one parameter for each option
     *,
     model: Path | None,
@@ -82,6 +84,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     memory: str | None,
     api_key: str | None,
     ready_file: Path | None,
+    tethered: bool,
     **flags: object,
 ) -> None:
     """Serve the model in the directory MODEL: chat, completions and embeddings as OpenAI has them.
@@ -102,6 +105,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
     else:
         _refuse_flags(flags)
     settings = start(overrides).runtime
+    if tethered:
+        end_with_starter()
     run(
         settings,
         Build(version=__version__, commit=build.commit()),

@@ -28,6 +28,8 @@ def can_serve() -> bool:
 class RuntimeProcess:
     """``weir runtime`` on a model directory, on a free local port, for as long as the ``with`` block lasts.
 
+    It ends with this process, too, however that ends.
+
     ``url`` is valid inside the block, ``model`` is the name to ask for. Its log goes to ``log``. More options of the
     command may be given as they are typed.
 
@@ -42,6 +44,13 @@ class RuntimeProcess:
         self._command = [sys.executable, "-m", "tokenweir", "runtime", str(model), "--port", "0", *options]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process. Raises ResourceError outside the block."""
+        if self._process is None:
+            raise ResourceError("the model server does not run", mend="enter its block first")
+        return self._process.pid
 
     def __enter__(self) -> Self:
         if not can_serve():
@@ -61,22 +70,24 @@ class RuntimeProcess:
     def stop(self) -> None:
         """End the server and wait for it. Does nothing when it does not run."""
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Closes the pipe only afterwards: its end would be a second call to stop, which does not wait for answers.
+        with process:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def _start(self) -> None:
         with tempfile.TemporaryDirectory(prefix="weir-runtime-") as folder:
             ready = Path(folder) / "ready"
             with self._log.open("wb") as log:
                 self._process = process = subprocess.Popen(
-                    [*self._command, "--ready-file", str(ready)],
-                    stdin=subprocess.DEVNULL,
+                    [*self._command, "--tethered", "--ready-file", str(ready)],
+                    # Nothing is written to it: the system closes it with this process.
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     # Out of the terminal's foreground group: Ctrl-C is ours to handle, in order.
