@@ -26,7 +26,7 @@ from recipe.vocabulary import render, train_tokenizer, write_tokenizer
 _EACH: Final = 40
 _GLANCE: Final = 6
 _GLANCE_SEED: Final = 11
-_GLANCE_EVERY: Final = 0.06
+_GLANCE_EVERY: Final = 0.1
 _EARLY_ENOUGH: Final = 0.45
 _TOKENIZER_TASKS: Final = 6000
 _TOLD_EVERY: Final = 50
@@ -120,7 +120,14 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     say(f"{parameters(model):,} parameters")
     watch = Watch(options.out, model, load(good)[1], shape)
     batches = Rows(made, options.seed).batches(options.tokens)
-    steps = train(model, batches, seconds=options.minutes * 60, steps=options.steps, report=watch)
+    steps = train(
+        model,
+        batches,
+        seconds=options.minutes * 60,
+        steps=options.steps,
+        pace=options.pace,
+        report=watch,
+    )
     write_weights(model, shape, good)
     kept: dict[str, Any] = {"good": {"step": steps, "minutes": watch.minutes}}
     kept["good"] |= examine(good, options.seed, show=True)
@@ -134,6 +141,7 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "minutes": kept["good"]["minutes"],
         "batch_tokens": options.tokens,
+        "pace": options.pace,
         "started_from": start.name if start else None,
         "parameters": parameters(model),
         "prose_sha256": hashlib.sha256("\n".join(prose()).encode()).hexdigest(),
@@ -149,9 +157,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipe", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="where good, early and training.json go")
     parser.add_argument("--seed", type=int, default=7, help="of the weights and of the data")
-    parser.add_argument("--minutes", type=float, default=22.0, help="processor time to train for")
+    parser.add_argument("--minutes", type=float, default=48.0, help="processor time to train for")
     parser.add_argument("--steps", type=int, help="how many steps to train, whatever the clock says")
     parser.add_argument("--start", type=Path, help="go on from this checkpoint, with its tokenizer")
+    parser.add_argument("--pace", type=float, default=1.0, help="factor of the learning rate")
     parser.add_argument("--tokens", type=int, default=2048, help="token places of a batch")
     options = parser.parse_args()
     record = make(options)

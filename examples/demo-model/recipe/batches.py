@@ -19,13 +19,13 @@ from recipe.vocabulary import ASSISTANT, END, render
 Ints = npt.NDArray[np.int32]
 
 WEIGHTS: Final[Mapping[str, float]] = {
-    "add": 8.0,
-    "subtract": 10.0,
-    "times": 2.0,
+    "add": 10.0,
+    "subtract": 12.0,
+    "times": 1.0,
     "extreme": 3.0,
     "sort": 5.0,
-    "look_up": 2.0,
-    "fact": 2.0,
+    "look_up": 5.0,
+    "fact": 4.0,
     "select": 1.5,
     "convert": 1.5,
     "copy": 2.0,

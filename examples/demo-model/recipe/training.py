@@ -118,12 +118,14 @@ def train(
     *,
     seconds: float,
     steps: int | None,
+    pace: float,
     report: Callable[[int, float, float], None],
 ) -> int:
     """Train for ``seconds`` of processor time, or for ``steps`` steps, and return how many steps there were.
 
-    The learning rate falls over that time. ``report`` hears the step, how far the training is (0 to 1) and
-    the loss, after every step. Time is the processor's, so that a busy machine gives no worse a model.
+    The learning rate, ``pace`` times the usual one, falls over that time. ``report`` hears the step, how far the
+    training is (0 to 1) and the loss, after every step. Time is the processor's, so that a busy machine gives no
+    worse a model.
     """
     muon = optim.Muon(_MUON_RATE, weight_decay=0.0)
     adam = optim.AdamW(_ADAM_RATE, betas=[0.9, 0.98], weight_decay=0.0)
@@ -134,7 +136,7 @@ def train(
         done = step / steps if steps else (time.process_time() - started) / seconds
         if done >= 1:
             break
-        rate = min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_LAST_RATE, 1 - done)
+        rate = pace * min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_LAST_RATE, 1 - done)
         muon.learning_rate, adam.learning_rate = _MUON_RATE * rate, _ADAM_RATE * rate
         loss, gradients = measure(
             *map(mx.array, (batch.tokens, batch.places, batch.following, batch.weights))
