@@ -116,7 +116,7 @@ def test_scaling_is_within_its_bounds() -> None:
     assert tokens["metadata"]["threshold"] == "5000"
     assert tokens["metadata"]["query"].startswith("60 * ")
     broken = json.loads(json.dumps(found["workers"]))
-    broken["spec"]["triggers"][0]["metadata"]["treshold"] = "1"
+    broken["spec"]["triggers"][0]["metadata"]["limit"] = "1"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA)
 
