@@ -1,14 +1,16 @@
-"""Users of a gateway, added to its directory beside it, without a command for each."""
+"""Users of a gateway, added to its directory beside it, and what they were charged, without a command for each."""
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from tests.factories.gateways import GatewayProcess
 
 from tokenweir.access.directory import Directory, StoredLimit
+from tokenweir.gateway.queued.kept import request_id
 
 
 @contextmanager
@@ -46,3 +48,10 @@ def revoke(door: GatewayProcess, name: str) -> None:
     with _directory(door) as directory:
         for key in directory.keys(name):
             directory.revoke(key.id)
+
+
+def charged(door: GatewayProcess) -> list[str]:
+    """Return the requests that the ledger has a row of."""
+    uri = f"file:{door.home}/gateway.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        return [request_id(row[0]) for row in database.execute("SELECT request FROM gateway_ledger")]

@@ -104,12 +104,9 @@ class Shelf:
                 param="previous_response_id",
                 mend="go on from one that is completed",
             )
-        kept = self._reading.kept(record)
-        messages = msgspec.json.decode(kept.read().messages, type=list[Json])
-        if said_of(kept).echo.get("instructions"):
-            # They hold for their own response alone.
-            messages = messages[1:]
-        return [*messages, *messages_of(_items(fold), place="previous_response_id")]
+        said = self.said(record)
+        items = [*said.items, *_items(fold)]
+        return [*said.before, *messages_of(items, place="previous_response_id")]
 
     async def cancel(self, record: RequestRecord) -> Fold:
         """Have a response stopped, and return it as it is then. One that has ended stays as it is."""

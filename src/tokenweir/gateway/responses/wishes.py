@@ -16,17 +16,20 @@ from tokenweir.gateway.responses.items import Item, kept_items, messages_of
 from tokenweir.ports.intake import Mode
 
 ROUTE: Final = "responses"
+_CONVERSATION_BYTES: Final = 32 << 20
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is kept of a request for a response beside the chat.
 
-    ``echo`` are the fields of the response that repeat the request, ``items`` its own input with ids. ``stored``
-    says that its caller may come back to it; ``erased`` that it was deleted.
+    ``echo`` are the fields of the response that repeat the request, ``items`` its own input with ids, ``before`` the
+    messages of the responses that it goes on from. ``stored`` says that its caller may come back to it; ``erased``
+    that it was deleted.
     """
 
     echo: dict[str, Json] = {}
     items: list[Item] = []
+    before: list[Json] = []
     background: bool = False
     stored: bool = True
     erased: bool = False
@@ -67,10 +70,24 @@ def wish_of(asked: Asked, *, raw: bytes, before: Sequence[Json], suffix: str, po
     if stream:
         body["stream"] = True
     mode: Mode = "direct" if not background else "stream" if stream else "single"
-    said = Said(echo=_echo(asked), items=items, background=background, stored=asked.store is not False)
+    encoded = msgspec.json.encode(body)
+    if len(encoded) > _CONVERSATION_BYTES:
+        raise ParameterError(
+            f"the conversation is longer than {_CONVERSATION_BYTES} bytes",
+            param="previous_response_id" if before else "input",
+            reason="conversation_too_long",
+            mend="begin a new one",
+        )
+    said = Said(
+        echo=_echo(asked),
+        items=items,
+        before=list(before),
+        background=background,
+        stored=asked.store is not False,
+    )
     kept = Kept(
         path=PATHS["chat"],
-        body=msgspec.Raw(msgspec.json.encode(body)),
+        body=msgspec.Raw(encoded),
         pool=pool,
         said=msgspec.Raw(msgspec.json.encode(said)),
     )

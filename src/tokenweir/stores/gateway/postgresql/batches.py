@@ -15,10 +15,14 @@ _INSERT: Final = (
     "INSERT INTO gateway_batches (batch, user_id, key_id, at, digest, state, idempotency, lease_until)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, 0) ON CONFLICT DO NOTHING RETURNING batch"
 )
-_CLAIM: Final = f"""
+_RENEW: Final = f"""
+UPDATE gateway_batches SET lease_until = {NOW} + $2 WHERE worker = $1 AND ended_at IS NULL RETURNING {_COLUMNS}
+"""  # noqa: S608 - own words
+_TAKE: Final = f"""
 UPDATE gateway_batches SET worker = $1, lease_until = {NOW} + $2 WHERE batch IN (
-    SELECT batch FROM gateway_batches WHERE ended_at IS NULL AND (worker = $1 OR lease_until <= {NOW})
-    ORDER BY worker IS NOT DISTINCT FROM $1 DESC, at LIMIT $3 FOR UPDATE SKIP LOCKED)
+    SELECT batch FROM gateway_batches
+    WHERE ended_at IS NULL AND worker IS DISTINCT FROM $1 AND lease_until <= {NOW}
+    ORDER BY at LIMIT $3 FOR UPDATE SKIP LOCKED)
 RETURNING {_COLUMNS}
 """  # noqa: S608 - own words
 
@@ -67,7 +71,11 @@ class PostgresqlBatches:
 
     async def claim(self, worker: bytes, *, lease_ns: int, most: int) -> Sequence[BatchRecord]:
         """Return the batches that a worker holds from here: its own, and up to ``most`` in all."""
-        return [_record(row) for row in await self._database.fetch(_CLAIM, worker, lease_ns, most)]
+        # Its own first, waiting for whoever is changing them: one that was passed over would be taken for lost.
+        rows = await self._database.fetch(_RENEW, worker, lease_ns)
+        if len(rows) < most:
+            rows += await self._database.fetch(_TAKE, worker, lease_ns, most - len(rows))
+        return [_record(row) for row in rows]
 
     async def save(self, record: BatchRecord, worker: bytes) -> bool:
         """Store state and end of a batch; ``False``: another worker holds it, and nothing was stored."""
