@@ -84,7 +84,6 @@ def door_errors() -> list[type[WeirError]]:
 
 def codes() -> Iterator[tuple[int, str]]:
     served = (
-        errors.SpecError,
         errors.GuidanceError,
         errors.EngineError,
         errors.EngineRestartedError,
