@@ -11,10 +11,10 @@ from tokenweir.asgi.problems import UnknownPathError
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
+from tokenweir.gateway.administration import Administration
+from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.brownout.measures import Lessened
-from tokenweir.gateway.batches.desk import Desk
-from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.direct.relay import Direct
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics

@@ -155,7 +155,7 @@ def test_what_asks_for_nothing_is_let_by() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "reason"),
     [
-        ({"modle": 1}, "modle", "unknown_parameter"),
+        ({"instruction": "x"}, "instruction", "unknown_parameter"),
         ({"model": 3}, "model", "invalid_type"),
         ({"input": []}, "input", "invalid_value"),
         ({"input": 3}, "input", "invalid_type"),
