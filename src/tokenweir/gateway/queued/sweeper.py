@@ -16,9 +16,9 @@ _SWEPT: Final = 500
 
 
 class Sweeper:
-    """Publishes what the queue has not confirmed, and what was left by a process that is gone.
+    """Publishes what was left by a process that is gone. :meth:`run` works until cancelled.
 
-    :meth:`run` works until cancelled.
+    What the queue has not confirmed is published again by the intake that took it on, or another's.
     """
 
     def __init__(self, upkeep: RequestUpkeep, queue: JobQueue, *, every_ns: int, again_ns: int) -> None:
@@ -40,19 +40,18 @@ class Sweeper:
     async def sweep(self) -> int:
         """Look once; returns how many jobs were published."""
         left = self._fresh(await self._upkeep.abandoned(_SWEPT))
-        found = [*await self._upkeep.unpublished(_SWEPT), *left]
-        if found:
-            _LOG.info("requests without a job get one", count=len(found), left=len(left))
-            await self._queue.publish([_job(record) for record in found])
-        return len(found)
+        if left:
+            await self._queue.publish([_job(record) for record in left])
+            now = asyncio.get_running_loop().time()
+            self._seen.update((record.request, now) for record in left)
+            _LOG.info("requests without a job get one", count=len(left))
+        return len(left)
 
     def _fresh(self, records: Sequence[RequestRecord]) -> list[RequestRecord]:
         """Return those that were not given a job a moment ago: it may wait in a queue that cannot be looked into."""
         now = asyncio.get_running_loop().time()
         self._seen = {request: at for request, at in self._seen.items() if now - at < self._again_s}
-        fresh = [record for record in records if record.request not in self._seen]
-        self._seen.update((record.request, now) for record in fresh)
-        return fresh
+        return [record for record in records if record.request not in self._seen]
 
 
 def _job(record: RequestRecord) -> Job:
