@@ -21,9 +21,9 @@ _DOZE_NS: Final = (200_000, 1_000_000)
 _LATE_NS: Final = 100_000
 """How much longer than twice what it was asked for a doze may last."""
 
-_SPIN_NS: Final = 200_000
-_SPIN_SHARE: Final = 0.4
-"""Of the mean time between two requests; as much again is left to the finishing process."""
+_SPIN_NS: Final = 300_000
+_SPIN_SHARE: Final = 0.5
+"""Of the mean time between two requests; the rest is for reading, and for the finishing process."""
 EMPTY_POLL_NS: Final = 20_000
 """Asking the poller in vain takes less; when it took more, somebody else had the core in between."""
 _LOOK_NS: Final = 500_000_000
