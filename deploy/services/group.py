@@ -35,7 +35,7 @@ TESTS_HOME = HOME / "tests"
 """What test runs share, when the services that they need are not kept running already."""
 OWN_HOMES = HOME / "own"
 """A folder for each set of services that one test module has to itself."""
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 180.0
 _PAUSE_S = 0.05
 
 

@@ -16,12 +16,12 @@ from typing import Any, Final, cast
 import msgspec
 from aiormq import Channel
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from tokenweir.core.errors import UnavailableError
 from tokenweir.ports.queue import Delivery, Job, QueueDepth
 from tokenweir.stores.gateway.rabbitmq.connection import RabbitConnection
+from tokenweir.stores.gateway.rabbitmq.publishing import Message, publish
 from tokenweir.stores.gateway.reporting import LOG
 
 REQUESTS: Final = "inference_requests"
@@ -118,33 +118,15 @@ class RabbitQueue:
     async def _send(
         self, exchange: str, messages: Sequence[tuple[str, Job]], expiration: str | None = None
     ) -> None:
-        channel = await self._publishing_channel()
         at = time.time_ns()
-
-        async def send(key: str, job: Job) -> None:
-            properties = Basic.Properties(
-                content_type="application/msgpack",
-                delivery_mode=2,
-                message_id=f"{job.request.hex()}-{job.attempt}",
-                expiration=expiration,
-            )
-            await channel.basic_publish(
-                _encode(_Message(job, at)),
-                exchange=exchange,
-                routing_key=key,
-                properties=properties,
-                mandatory=not exchange,
-                wait=False,
-            )
-
+        wanted = [
+            Message(key, f"{job.request.hex()}-{job.attempt}", _encode(_Message(job, at)))
+            for key, job in messages
+        ]
+        channel = await self._publishing_channel()
         with self._publishing.explained():
             async with asyncio.timeout(_CONFIRM_S):
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for key, job in messages:
-                            group.create_task(send(key, job))
-                except* Exception as errors:  # noqa: BLE001 - only taken out of their group
-                    raise _first(errors) from None
+                await publish(channel, exchange, wanted, expiration=expiration)
 
     async def _publishing_channel(self) -> Channel:
         async with self._opening:
@@ -259,6 +241,7 @@ class RabbitQueue:
                 if message.delivery_tag is None:
                     break
                 jobs.append(_decode(message.body).job)
+            await self._give_back(channel)
         return jobs
 
     async def replay(self, request: bytes) -> bool:
@@ -274,13 +257,21 @@ class RabbitQueue:
             while True:
                 message = await channel.basic_get(self._dead)
                 if message.delivery_tag is None:
+                    await self._give_back(channel)
                     return False
                 job = _decode(message.body).job
                 if job.request == request:
                     if again:
                         await self.publish([msgspec.structs.replace(job, attempt=job.attempt + 1)])
                     await channel.basic_ack(message.delivery_tag)
+                    await self._give_back(channel)
                     return True
+
+    async def _give_back(self, channel: AbstractChannel) -> None:
+        """Return all that a look at the dead took out, and wait until they are there again for the next look."""
+        await channel.basic_nack(0, multiple=True, requeue=True)
+        # The queue does one thing after the other, and this is answered.
+        await channel.queue_declare(self._dead, passive=True)
 
 
 async def _until(consumer: _Consumer, count: int) -> None:
@@ -291,8 +282,3 @@ async def _until(consumer: _Consumer, count: int) -> None:
                 consumer.changed.clear()
     except TimeoutError:
         return
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
