@@ -287,7 +287,13 @@ class BrownedOutError(UnavailableError):
     log_level = logging.INFO
 
     def __init__(
-        self, message: str, *, mend: str, degraded: str, status: int = 503, retry_after_ns: int | None = None
+        self,
+        message: str,
+        *,
+        mend: str = "",
+        degraded: str = "",
+        status: int = 503,
+        retry_after_ns: int | None = None,
     ) -> None:
         super().__init__(message, mend=mend, retry_after_ns=retry_after_ns)
         self.degraded = degraded
