@@ -14,10 +14,12 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-config --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+# Several tests at once; `make test PYTEST_ARGS=tests/unit` runs some, one after the other.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 # `make lock UPGRADE=--upgrade` moves every pin to its newest release.
 UPGRADE ?=
 
-.PHONY: help demo test check format format-check lint types imports spelling locks docs-check docs bench services services-stop lock clean
+.PHONY: help demo test faults check format format-check lint types imports spelling locks docs-check docs bench services services-stop lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +45,10 @@ demo: $(VENV)/demo.stamp ## measure two real servers on this machine and compare
 
 test: $(VENV)/dev.stamp ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+ROUNDS ?= 100
+faults: $(VENV)/dev.stamp ## kill, stop and repeat things a hundred times (ROUNDS=N), and count what was lost or charged twice
+	$(BIN)/python -m pytest tests/faults --rounds $(ROUNDS)
 
 bench: $(VENV)/dev.stamp ## measure Tokenweir itself: the figures of docs/performance.md
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
