@@ -52,7 +52,7 @@ FIGURES = (
 def measure(rounds: int) -> Result:
     """Measure genai-bench without its start-up and reports, Tokenweir with all of its workers' time."""
     how = (
-        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings, genai-bench's one after another, ours 1,000 at "
+        f"{STREAMS} streams of 64 tokens at ITL 20 ms; embeddings, genai-bench's one after another, ours 256 at "
         "once; its CPU from its first request to its last answer, its TTFT error its p99 against the simulator's"
     )
     environment = _environment()
@@ -123,7 +123,7 @@ def _ours(streaming: SimProcess, whole: SimProcess, out: Path) -> Mapping[str, f
     finished, streamed = bench(out / "streamed", streaming.url, *load, "--scenario", "D(32,64)")
     chunks = streamed["summary"]["reads"]["chunks"]
     capture, finishing = finished.cpu_of(CAPTURE), finished.cpu_of(FINISHING)
-    load = ("--arrival", "concurrency=1000", "--requests", str(OUR_WHOLE_REQUESTS), "--workers", "1")
+    load = ("--arrival", "concurrency=256", "--requests", str(OUR_WHOLE_REQUESTS), "--workers", "1")
     done, plain = bench(out / "plain", whole.url, *load, "--kind", "embedding", "--scenario", "E(16)")
     return {
         "Tokenweir: chunks captured": chunks / capture,

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.harness import CAPTURE, FINISHING, Figure, Result, bench, measured, simulator
 from tokenweir.sim.process import SimProcess
 
-CONCURRENCY = 1000
+CONCURRENCY = 256
 REQUESTS = 200_000
 
 FIGURES = (
