@@ -41,12 +41,11 @@ def command(*, host: str | None, port: int | None, ready_file: Path | None) -> N
     way finish; a second one does not wait.
     """
     settings = start({"gateway.host": host, "gateway.port": port})
-    key = first_key(settings)
     with contextlib.ExitStack() as local:
         endpoints = settings.endpoints or (_local(local),)
         run(
             opener(settings, endpoints),
-            lambda gateway: _announce(gateway, settings, key, ready_file),
+            lambda gateway: _announce(gateway, settings, ready_file),
         )
 
 
@@ -61,8 +60,11 @@ def _local(local: contextlib.ExitStack) -> EndpointSettings:
     return EndpointSettings(name="local", kind="sim", url=simulator.url, model="sim")
 
 
-def _announce(gateway: Gateway, settings: Settings, key: str | None, ready_file: Path | None) -> None:
-    """Print where the door is, what can be asked, and the first key."""
+def _announce(gateway: Gateway, settings: Settings, ready_file: Path | None) -> None:
+    """Print where the door is, what can be asked, and the first key.
+
+    The key is made only now: of a start that failed before, nobody would have seen it.
+    """
     if ready_file is not None:
         try:
             ready_file.write_text(gateway.url + "\n", encoding="utf-8")
@@ -73,6 +75,7 @@ def _announce(gateway: Gateway, settings: Settings, key: str | None, ready_file:
     lines = [f"weir up: {gateway.url} ready", f"  models  {', '.join(gateway.pool.models)}"]
     if not settings.endpoints:
         lines.append(f"  note    no endpoint is configured: {_NOTES[gateway.pool.models[0] == 'sim']}")
+    key = first_key(settings)
     if key is not None:
         lines.append(f"  key     {key}   (shown once; make more with weir keys create)")
     click.echo("\n".join(lines))

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
@@ -168,6 +169,31 @@ def test_bad_requests_are_told_in_openais_body_with_the_mend(
     assert (answered, error["code"]) == (status, code)
     assert error["mend"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "mend"),
+    [
+        ("/chat/completions", "did you mean '/v1/chat/completions'?"),
+        ("/v1/chat/completion", "did you mean '/v1/chat/completions'?"),
+        ("/v1/audio/speech", "GET /openapi.json tells the paths there are"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_the_nearest(door: GatewayProcess, path: str, mend: str) -> None:
+    status, _, told = post(door, path, b"{}")
+    assert (status, json.loads(told)["error"]["mend"]) == (404, mend)
+
+
+def test_a_start_that_fails_does_not_use_up_the_first_key(tmp_path: Path, sim: SimProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = GatewayProcess(tmp_path, endpoint("one", sim.url))
+        failed = process.weir("up", "--port", str(taken.getsockname()[1]))
+        assert (failed.returncode, failed.stdout) == (2, "")
+    try:
+        process.start()
+        assert ask(process.client())
+    finally:
+        process.stop()
 
 
 def test_keys_that_do_not_count_are_refused(door: GatewayProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
@@ -122,11 +123,17 @@ def find(method: str, path: str) -> Found:
         name, part = _with_id(path)
         methods = ROUTES.get(name)
     if methods is None:
-        raise UnknownPathError(f"there is no {path!r}", mend=f"the paths are {', '.join(ROUTES)}")
+        raise UnknownPathError(f"there is no {path!r}", mend=_nearest(path))
     handler = methods.get("GET" if method == "HEAD" else method)
     if handler is None:
         raise MethodError(f"{path!r} does not answer {method}", allowed=", ".join(methods))
     return Found(name, handler, part)
+
+
+def _nearest(path: str) -> str:
+    """Return what to ask instead: the path that is most like this one, else where all of them are told."""
+    near = difflib.get_close_matches(path, ROUTES, n=1, cutoff=0.75)
+    return f"did you mean {near[0]!r}?" if near else "GET /openapi.json tells the paths there are"
 
 
 def _with_id(path: str) -> tuple[str, str]:
