@@ -40,8 +40,22 @@ _EXTRAS = {
     "studio": ("alembic", "sqlalchemy"),
     "runtime": ("grpc", "httptools", "llguidance", "prometheus_client", "uvicorn", "uvloop"),
     "demo": ("mlx", "mlx_lm"),
+    "gateway": (
+        "alembic",
+        "cryptography",
+        "h11",
+        "httptools",
+        "opentelemetry",
+        "prometheus_client",
+        "python_multipart",
+        "sqlalchemy",
+        "tokenizers",
+        "uvicorn",
+        "uvloop",
+        "wsproto",
+    ),
 }
-_OPTIONAL = ("runtime", "demo")
+_OPTIONAL = ("runtime", "demo", "gateway")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

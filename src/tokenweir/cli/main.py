@@ -29,27 +29,47 @@ _LOG = logging.getLogger("tokenweir.cli")
 
 
 class Entry(NamedTuple):
-    """A sub-command: where it lives (``module:attribute``) and its line in the help."""
+    """A sub-command: where it lives (``module:attribute``), its line in the help, the extra that it needs.
+
+    Without ``extra`` the package that is missing tells the extra.
+    """
 
     target: str
     summary: str
+    extra: str = ""
 
 
 COMMANDS = {
-    "up": Entry("tokenweir.cli.up:command", "Open one door before model servers: keys, quotas, ledger."),
-    "keys": Entry("tokenweir.cli.keys:command", "Make, list, rotate and revoke API keys."),
-    "users": Entry("tokenweir.cli.users:command", "Add, list and disable users; teams and tiers."),
-    "quotas": Entry("tokenweir.cli.quotas:command", "Set and list limits; prove the counters."),
-    "usage": Entry("tokenweir.cli.usage:command", "Show what was used, from the ledger; CSV for billing."),
-    "gateway": Entry("tokenweir.cli.gateway:command", "Open the front door apart from workers, on shared stores."),
+    "up": Entry(
+        "tokenweir.cli.up:command", "Open one door before model servers: keys, quotas, ledger.", "gateway"
+    ),
+    "keys": Entry("tokenweir.cli.keys:command", "Make, list, rotate and revoke API keys.", "gateway"),
+    "users": Entry("tokenweir.cli.users:command", "Add, list and disable users; teams and tiers.", "gateway"),
+    "quotas": Entry("tokenweir.cli.quotas:command", "Set and list limits; prove the counters.", "gateway"),
+    "usage": Entry(
+        "tokenweir.cli.usage:command", "Show what was used, from the ledger; CSV for billing.", "gateway"
+    ),
+    "gateway": Entry(
+        "tokenweir.cli.gateway:command",
+        "Open the front door apart from workers, on shared stores.",
+        "gateway",
+    ),
     "worker": Entry(
-        "tokenweir.cli.worker:command", "Take queued requests to the endpoints, apart from a gateway."
+        "tokenweir.cli.worker:command",
+        "Take queued requests to the endpoints, apart from a gateway.",
+        "gateway",
     ),
     "collector": Entry(
-        "tokenweir.cli.collector:command", "Settle ended requests and call webhooks, apart from a gateway."
+        "tokenweir.cli.collector:command",
+        "Settle ended requests and call webhooks, apart from a gateway.",
+        "gateway",
     ),
-    "notifier": Entry("tokenweir.cli.notifier:command", "Stream events of requests, apart from a gateway."),
-    "queue": Entry("tokenweir.cli.queue:command", "Look at the queue and its dead letters; rotate its keys."),
+    "notifier": Entry(
+        "tokenweir.cli.notifier:command", "Stream events of requests, apart from a gateway.", "gateway"
+    ),
+    "queue": Entry(
+        "tokenweir.cli.queue:command", "Look at the queue and its dead letters; rotate its keys.", "gateway"
+    ),
     "bench": Entry(
         "tokenweir.cli.bench:command", "Measure a served model with a client that states its own error."
     ),
@@ -68,17 +88,22 @@ COMMANDS = {
 
 _EXTRAS = {
     "alembic": "studio",
+    "cryptography": "gateway",
     "grpc": "runtime",
+    "h11": "gateway",
     "httptools": "runtime",
     "llguidance": "runtime",
     "mlx": "demo",
     "mlx_lm": "demo",
-    "pyarrow": "bench",
+    "opentelemetry": "gateway",
     "prometheus_client": "runtime",
+    "pyarrow": "bench",
+    "python_multipart": "gateway",
     "sqlalchemy": "studio",
     "tokenizers": "bench",
     "uvicorn": "runtime",
     "uvloop": "runtime",
+    "wsproto": "gateway",
 }
 
 
@@ -109,7 +134,7 @@ class LazyGroup(click.Group):
                 raise
             raise MissingExtraError(
                 f"weir {cmd_name} needs {package!r}, which is not installed",
-                mend=f"pip install 'tokenweir[{_EXTRAS[package]}]'",
+                mend=f"pip install 'tokenweir[{COMMANDS[cmd_name].extra or _EXTRAS[package]}]'",
             ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature

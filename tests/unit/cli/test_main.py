@@ -119,6 +119,20 @@ def test_a_missing_extra_says_how_to_install_it(
     )
 
 
+@pytest.mark.parametrize("command", ["up", "usage", "queue"])
+@pytest.mark.parametrize("package", ["cryptography", "sqlalchemy"])
+def test_a_command_of_the_gateway_names_the_extra_that_brings_all_of_it(command: str, package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"from tokenweir.cli import main\nsys.exit(main.run([{command!r}, '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = (
+        f"weir: weir {command} needs {package!r}, which is not installed; pip install 'tokenweir[gateway]'\n"
+    )
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_flags_before_the_command_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
 
