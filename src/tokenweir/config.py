@@ -46,6 +46,9 @@ HOME_VARIABLE = "WEIR_HOME"
 # What Kubernetes puts into the environment for a service whose name begins with "weir".
 _KUBERNETES = re.compile(r"WEIR_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 
+# What the examples and the containers read: a shell that has set them runs weir as well.
+_OTHERS = re.compile(r"WEIR_(URL|KEY|MODEL|HTTPS|PROMETHEUS|GRAFANA|PORT_[A-Z]+)")
+
 _FILE_NAMES = ("weir.toml", "weir.yaml", "weir.yml")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -376,7 +379,8 @@ def fill(
         origins[()] = str(file)
     tables = tuple(model.model_fields)
     variables = environ or {}
-    for variable, keys in _variables(variables, tables):
+    secrets = frozenset(_secrets((tree, overrides or {})))
+    for variable, keys in _variables(variables, tables, secrets):
         _put(tree, keys, _decode(variables[variable], variable), variable)
         origins[keys] = variable
     for key, value in (overrides or {}).items():
@@ -471,22 +475,39 @@ def _read_file(file: Path) -> dict[str, object]:
     return cast("dict[str, object]", read)
 
 
-def _variables(environ: Mapping[str, str], tables: tuple[str, ...]) -> Iterator[tuple[str, _Path]]:
+def _secrets(value: object) -> Iterator[str]:
+    """Yield the variables that ``env:NAME`` names anywhere in ``value``."""
+    if isinstance(value, str):
+        if value.startswith("env:"):
+            yield value.removeprefix("env:")
+    elif isinstance(value, Mapping):
+        yield from _secrets(tuple(cast("Mapping[str, object]", value).values()))
+    elif isinstance(value, list | tuple):
+        for item in cast("list[object] | tuple[object, ...]", value):
+            yield from _secrets(item)
+
+
+def _variables(
+    environ: Mapping[str, str], tables: tuple[str, ...], secrets: frozenset[str]
+) -> Iterator[tuple[str, _Path]]:
     """Yield the variables that set something, sorted, each with its key."""
+    left_alone = secrets | {FILE_VARIABLE, HOME_VARIABLE}
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable in {FILE_VARIABLE, HOME_VARIABLE}:
+        if not variable.startswith(PREFIX) or variable in left_alone:
             continue
         rest = variable.removeprefix(PREFIX)
         if "__" in rest:
             yield variable, _split(rest.lower().replace("__", "."))
         elif rest.lower() in tables:
             yield variable, (rest.lower(),)
-        elif not _KUBERNETES.fullmatch(variable):
+        elif not (_KUBERNETES.fullmatch(variable) or _OTHERS.fullmatch(variable)):
             first, _, second = rest.partition("_")
-            near = (
-                f"{PREFIX}{first}__{second}" if second and first.lower() in tables else f"{PREFIX}TABLE__KEY"
+            mend = (
+                f"did you mean '{PREFIX}{first}__{second}'?"
+                if second and first.lower() in tables
+                else f"a setting is '{PREFIX}TABLE__KEY'; let no other name begin with {PREFIX}"
             )
-            raise ConfigError(f"unknown environment variable {variable!r}", mend=f"did you mean {near!r}?")
+            raise ConfigError(f"unknown environment variable {variable!r}", mend=mend)
 
 
 def _split(key: str) -> _Path:

@@ -131,10 +131,26 @@ def test_the_environment_is_named_as_the_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "meant"),
-    [("WEIR_BENCH_WORKERS", "WEIR_BENCH__WORKERS"), ("WEIR_FROBNICATE", "WEIR_TABLE__KEY")],
+    [
+        ("WEIR_BENCH_WORKERS", "did you mean 'WEIR_BENCH__WORKERS'?"),
+        ("WEIR_FROBNICATE", "a setting is 'WEIR_TABLE__KEY'; let no other name begin with WEIR_"),
+    ],
 )
 def test_an_unknown_variable_is_refused(tmp_path: Path, variable: str, meant: str) -> None:
-    assert refusal(None, tmp_path, environ={variable: "2"}).endswith(f"did you mean '{meant}'?")
+    assert refusal(None, tmp_path, environ={variable: "2"}).endswith(f"; {meant}")
+
+
+def test_variables_of_the_examples_and_of_the_containers_are_left_alone(tmp_path: Path) -> None:
+    names: tuple[str, ...] = ("WEIR_URL", "WEIR_KEY", "WEIR_MODEL", "WEIR_HTTPS", "WEIR_PORT_KAFKA")
+    environ = dict.fromkeys(names, "x")
+    assert load(None, tmp_path, environ=environ) == Whole()
+
+
+def test_variables_that_hold_secrets_are_left_alone(tmp_path: Path) -> None:
+    environ = {"WEIR_SEAL_NEW": "x", "WEIR_SEAL_OLD": "y"}
+    text = '[bench]\nnames = ["env:WEIR_SEAL_NEW"{}]\n'
+    assert load(text.format(', "env:WEIR_SEAL_OLD"'), tmp_path, environ=environ).bench.names
+    assert "'WEIR_SEAL_OLD'" in refusal(text.format(""), tmp_path, environ=environ)
 
 
 def test_variables_that_kubernetes_sets_are_left_alone(tmp_path: Path) -> None:
@@ -228,7 +244,7 @@ def test_endpoints_are_read_and_found_by_name(tmp_path: Path, monkeypatch: pytes
     ("line", "said"),
     [
         ('kind = "vllm2"', "kind"),
-        ('url = "127.0.0.1:8000"', "a URL begins with http:// or https://"),
+        ('url = "127.0.0.1:8000"', "a URL begins with http://, https:// or grpc:// and a host"),
         ("weight = 0", "greater than 0"),
         ('nam = "x"', "did you mean 'endpoints[0].name'?"),
     ],
