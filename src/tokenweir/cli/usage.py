@@ -89,6 +89,10 @@ async def _each(url: str, where: LedgerFilter, names: Names) -> None:
 def _shown(cells: tuple[str | int, ...]) -> tuple[str, ...]:
     """Return a line as people read it: cost in the currency."""
     return tuple(
-        cell if isinstance(cell, str) else f"{cell / 1_000_000:,.4f}" if column == "cost" else f"{cell:,}"
+        cell or "–"
+        if isinstance(cell, str)
+        else f"{cell / 1_000_000:,.4f}"
+        if column == "cost"
+        else f"{cell:,}"
         for column, cell in zip(TOTAL_COLUMNS, cells, strict=True)
     )

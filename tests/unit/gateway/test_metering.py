@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from tokenweir.core.errors import ParameterError
 from tokenweir.gateway.direct.body import for_upstream, read
+from tokenweir.gateway.metering.billing import TOTAL_COLUMNS, Names, total_cells
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import Price, PriceTable
 from tokenweir.gateway.metering.usage import StreamMeter, TokenCount, usage_of
+from tokenweir.ports.ledger import LedgerTotal
 
 TOKEN = b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"x"}}],"usage":null}\n\n'
 USAGE = (
@@ -134,3 +136,21 @@ def test_estimates_follow_what_is_usual() -> None:
     assert 40 <= usual.tokens(b"k", "m", max_tokens=None) <= 45
     assert usual.tokens(b"k", "other", max_tokens=None) == 512
     assert prompt_tokens(41) == 11
+
+
+def test_use_without_a_team_has_an_empty_cell_that_programs_read_as_none() -> None:
+    total = LedgerTotal(
+        start_at=0,
+        user=b"u" * 16,
+        team=b"",
+        key=b"k" * 16,
+        model="m",
+        requests=1,
+        input_tokens=2,
+        output_tokens=3,
+        cached_tokens=0,
+        cost=0,
+        estimated=0,
+    )
+    cells = dict(zip(TOTAL_COLUMNS, total_cells(total, Names({b"u" * 16: "ada"}, {})), strict=True))
+    assert (cells["user"], cells["team"]) == ("ada", "")

@@ -66,7 +66,7 @@ def total_cells(total: LedgerTotal, names: Names) -> tuple[str | int, ...]:
     return (
         day_text(total.start_at),
         names.user(total.user),
-        names.team(total.team) or "–",
+        names.team(total.team),
         key_text(total.key),
         total.model,
         total.requests,
