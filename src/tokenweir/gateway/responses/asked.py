@@ -243,11 +243,11 @@ def convert(value: object, kind: type[T], *, place: str = "") -> T:
                 f"the request has no {param!r}",
                 param=param,
                 reason="missing_required_parameter",
-                mend="see docs/gateway/responses.md",
+                mend="name it",
             ) from error
         raise ParameterError(
             f"{param!r} cannot be used: {what}",
             param=param or "body",
             reason="invalid_type",
-            mend="see docs/gateway/responses.md for this field's type",
+            mend="give it the type that GET /openapi.json tells",
         ) from error
