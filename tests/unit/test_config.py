@@ -141,8 +141,7 @@ def test_an_unknown_variable_is_refused(tmp_path: Path, variable: str, meant: st
 
 
 def test_variables_of_the_examples_and_of_the_containers_are_left_alone(tmp_path: Path) -> None:
-    names: tuple[str, ...] = ("WEIR_URL", "WEIR_KEY", "WEIR_MODEL", "WEIR_HTTPS", "WEIR_PORT_KAFKA")
-    environ = dict.fromkeys(names, "x")
+    environ = {"WEIR_URL": "x", "WEIR_KEY": "x", "WEIR_MODEL": "x", "WEIR_HTTPS": "1", "WEIR_PORT_KAFKA": "1"}
     assert load(None, tmp_path, environ=environ) == Whole()
 
 
