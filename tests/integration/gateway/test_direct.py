@@ -6,6 +6,8 @@ import json
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from openai.types.chat import (
 )
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 
+from tokenweir.config import child_environment
 from tokenweir.sim.process import SimProcess
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How many rivers?"}]
@@ -194,6 +197,19 @@ def test_a_start_that_fails_does_not_use_up_the_first_key(tmp_path: Path, sim: S
         assert ask(process.client())
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("at", ["new", "new/below"])
+def test_a_first_start_makes_the_directory_of_its_data(tmp_path: Path, sim: SimProcess, at: str) -> None:
+    settings = tmp_path / "weir.toml"
+    settings.write_text(endpoint("one", sim.url), encoding="utf-8")
+    command = [sys.executable, "-m", "tokenweir", "--config", str(settings), "up", "--port", "0"]
+    home = child_environment({"WEIR_HOME": str(tmp_path / at)})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=home) as started:
+        assert started.stdout is not None
+        assert "ready" in started.stdout.readline()
+        started.terminate()
+        assert "key     weir_" in started.stdout.read()
 
 
 def test_keys_that_do_not_count_are_refused(door: GatewayProcess) -> None:

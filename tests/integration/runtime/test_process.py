@@ -28,13 +28,15 @@ DEADLINE_S = 20
 
 
 def test_it_serves_within_the_block_and_is_gone_after_it(tmp_path: Path) -> None:
-    with RuntimeProcess(model(tmp_path), tmp_path / "log", "--engine", "sim") as server:
+    log = tmp_path / "made" / "log"
+    with RuntimeProcess(model(tmp_path), log, "--engine", "sim") as server:
         pid = server.pid
         door = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
         with contextlib.closing(door):
             door.request("GET", "/ready")
             assert door.getresponse().status == 200
     assert not Path(f"/proc/{pid}").exists()
+    assert log.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not a child")
