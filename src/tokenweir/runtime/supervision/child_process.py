@@ -19,7 +19,6 @@ from tokenweir.telemetry.logs import get_logger
 MODULE: Final = "tokenweir.runtime.child"
 """What is run, with the number of its end of the bridge: ``python -m tokenweir.runtime.child --fd N``."""
 
-_BLAS_THREADS: Final = frozenset({"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"})
 _READ_BYTES: Final = 64 * 1024
 _MAX_LINE_BYTES: Final = 8 * 1024
 _KEPT_LINES: Final = 20
@@ -149,15 +148,11 @@ def environment(*, preload_blas: bool) -> dict[str, str]:
     """Return the environment of the process: ours, output unbuffered, a trace on a fatal signal, and a fast BLAS.
 
     On Linux the arithmetic of MLX's CPU wheel is as fast as the BLAS that is found first, so an OpenBLAS of the
-    system is put before it, for this process only. Its threads wait for one another awake, so that one of them
-    without a core stops all: one core is left to the server and its clients, unless the user says how many there are.
+    system is put before it, for this process only.
     """
     extra = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     library = machine.blas().preloadable if preload_blas and sys.platform == "linux" else None
     if library is not None:
-        ours = config.read_environment()
-        before = ours.get("LD_PRELOAD", "")
+        before = config.read_environment().get("LD_PRELOAD", "")
         extra["LD_PRELOAD"] = f"{library}:{before}" if before else str(library)
-        if not _BLAS_THREADS.intersection(ours):
-            extra["OPENBLAS_NUM_THREADS"] = str(max(1, machine.cores().usable - 1))
     return config.child_environment(extra)
