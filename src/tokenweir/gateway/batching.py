@@ -1,4 +1,4 @@
-"""Micro-batches: what gathers while a call is on its way goes with the next one. No timer, no waiting for company."""
+"""Micro-batches: what gathers while calls are on their way goes with the next one. No timer, no waiting for company."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Calls a port with many items at once. :meth:`run` works until cancelled, beside those that :meth:`submit`."""
+    """Calls a port with many items at once. :meth:`run` works until cancelled, beside those that :meth:`submit`.
+
+    Up to ``calls`` are on their way at once: more than one where the port waits for others, and order does not count.
+    """
 
     def __init__(
         self,
@@ -23,8 +26,11 @@ class Batcher(Generic[T, R]):
         name: str,
         most: int = 256,
         waiting: int = 16_384,
+        calls: int = 1,
     ) -> None:
         self._call = call
+        self._calls = calls
+        self._calling = 0
         self._name = name
         self._most, self._most_waiting = most, waiting
         self._waiting: deque[tuple[T, asyncio.Future[R] | None]] = deque()
@@ -67,17 +73,27 @@ class Batcher(Generic[T, R]):
     async def run(self) -> None:
         """Call with what waits, again and again; cancelled, it fails what still waits."""
         try:
-            while True:
-                await self._filled.wait()
-                while self._waiting:
-                    await self._flush()
-                self._filled.clear()
-                self._idle.set()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._calls):
+                    group.create_task(self._flush_all())
         finally:
             while self._waiting:
                 _, future = self._waiting.popleft()
                 if future is not None:
                     future.cancel()
+
+    async def _flush_all(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._calling += 1
+            try:
+                while self._waiting:
+                    await self._flush()
+            finally:
+                self._calling -= 1
+            self._filled.clear()
+            if not self._calling:
+                self._idle.set()
 
     async def _flush(self) -> None:
         count = min(self._most, len(self._waiting))

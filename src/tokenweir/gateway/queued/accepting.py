@@ -176,9 +176,16 @@ class Accepting:
     """Takes requests on, many in one call. :meth:`run` works until cancelled."""
 
     def __init__(
-        self, intake: Intake, direct: Direct, *, sealer: Sealer, clock: Clock, queue_lease_ns: int
+        self,
+        intake: Intake,
+        direct: Direct,
+        *,
+        sealer: Sealer,
+        clock: Clock,
+        queue_lease_ns: int,
+        calls: int = 1,
     ) -> None:
-        self._batcher: Batcher[Acceptance, Outcome] = Batcher(intake.accept, name="intake")
+        self._batcher: Batcher[Acceptance, Outcome] = Batcher(intake.accept, name="intake", calls=calls)
         self._direct = direct
         self._sealer = sealer
         self._clock = clock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -34,6 +34,9 @@ from tokenweir.ports.intake import Intake
 from tokenweir.ports.queue import DeadLetters, JobQueue, QueueDepth
 from tokenweir.ports.quota import QuotaStore
 from tokenweir.ports.requests import RequestStore, RequestUpkeep
+
+_CALLS: Final = 2
+"""Batches on their way to stores that are servers."""
 
 
 class Requests(RequestStore, RequestUpkeep, Protocol):
@@ -191,6 +194,8 @@ class Queued(Workshop):
             sealer=self.sealer,
             clock=clock,
             queue_lease_ns=policy.queue_lease_ns,
+            # A file has one writer; servers take a batch while another waits for their disk.
+            calls=1 if stores.results is None else _CALLS,
         )
         self.graveyard = Graveyard(
             stores.jobs,
