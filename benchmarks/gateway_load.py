@@ -10,6 +10,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import re
 import select
 import signal
 import socket
@@ -25,9 +26,11 @@ from typing import Unpack
 from urllib.parse import urlsplit
 
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE, process_cpu, raise_descriptor_limit, weir
+from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.sim.process import SimFlags, SimProcess
 
 START_S = 60.0
+_READY = re.compile(r"weir gateway: (http\S+) ready")
 EMPTY_CHUNK = b"0\r\n\r\n"
 QUEUED = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
 
@@ -151,6 +154,48 @@ def gateway(
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+@contextmanager
+def front_door(upstream: str, *, more: str, access: Path, patience_s: float = START_S) -> Generator[Door]:
+    """Run ``weir gateway``, the front door alone, on a core of its own; ``more`` names its stores.
+
+    ``access`` is the file of its keys, which is made.
+    """
+    raise_descriptor_limit()
+    directory = Directory(f"sqlite:///{access}")
+    directory.add_user("bench")
+    _, key = directory.issue("bench", "bench", scopes=PERMISSIONS)
+    directory.close()
+    home = access.parent
+    settings, log = home / "weir.toml", home / "log"
+    settings.write_text(
+        f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{upstream}"\nmodel = "sim"\n{more}'
+        f'access = "sqlite:///{access}"\n'
+    )
+    began = time.monotonic()
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            weir("--config", str(settings), "gateway", "--port", "0"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
+        )
+    os.sched_setaffinity(child.pid, {SERVER_CORE})
+    try:
+        while (found := _READY.search(log.read_text())) is None:
+            if child.poll() is not None or time.monotonic() - began > START_S:
+                raise RuntimeError(log.read_text())
+            time.sleep(0.005)
+        yield Door(found[1], key, child.pid, time.monotonic() - began)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def request(path: str, body: bytes, key: str = "", *, method: bytes = b"POST") -> bytes:

@@ -1,13 +1,17 @@
-"""Requests taken on over PostgreSQL, Redis, RabbitMQ and Kafka, all on this machine."""
+"""Requests taken on by ``weir gateway`` over PostgreSQL, Redis, RabbitMQ and Kafka, all on this machine.
+
+Workers are processes of their own when stores are shared; none runs here, so that acceptance alone is measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from deploy.services.group import SERVICES, Services, choose_runner
 
-from benchmarks.gateway_load import QUEUED, Load, drive, gateway, request, simulator, submitted
+from benchmarks.gateway_load import QUEUED, Load, drive, front_door, request, simulator, submitted
 from benchmarks.harness import Figure, Result, measured
 
 HOME = Path(__file__).parent / "cache" / "services"
@@ -42,8 +46,9 @@ def measure(rounds: int) -> Result:
 
 def _round(stores: str) -> Mapping[str, float]:
     with (
-        simulator(ttft="constant:30s", connections=4096) as sim,
-        gateway(sim.url, more=stores, patience_s=2.0) as door,
+        TemporaryDirectory(prefix="weir-bench-gateway-") as scratch,
+        simulator(connections=64) as sim,
+        front_door(sim.url, more=stores, access=Path(scratch) / "access.db", patience_s=2.0) as door,
     ):
         load = Load(request("/v1/requests", QUEUED, door.key), IN_FLIGHT, WINDOW_S, ramp_s=1.0)
         accepted, (cpu,) = drive(door.url, load, doors=[door])
