@@ -103,13 +103,14 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """An error as an HTTP answer. ``retry_after_s`` goes into the header of that name."""
+    """An error as an HTTP answer. ``retry_after_s`` goes into the header of that name, ``more`` are others."""
 
     status: int
     error: ErrorBody
     retry_after_s: int | None = None
     allow: str = ""
     degraded: str = ""
+    more: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def body(self) -> bytes:
@@ -124,7 +125,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that belong to it."""
-        found: list[tuple[bytes, bytes]] = []
+        found = list(self.more)
         if self.retry_after_s is not None:
             found.append((b"retry-after", b"%d" % self.retry_after_s))
         if self.allow:

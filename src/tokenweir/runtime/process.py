@@ -83,7 +83,7 @@ class RuntimeProcess:
     def _start(self) -> None:
         with tempfile.TemporaryDirectory(prefix="weir-runtime-") as folder:
             ready = Path(folder) / "ready"
-            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._log.open("wb") as log:
                 self._process = process = subprocess.Popen(
                     [*self._command, "--tethered", "--ready-file", str(ready)],

@@ -94,12 +94,15 @@ def _explained(engine: sa.Engine) -> Generator[None]:
 
 def _sqlite(url: sa.URL) -> sa.Engine:
     if url.database and url.database != ":memory:":
-        folder = Path(url.database).expanduser().parent
+        path = Path(url.database).expanduser()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # Prompts and who uses what are for their owner's eyes; SQLite's other files follow this one.
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                path.touch(mode=0o600)
         except OSError as error:
             raise RecordError(
-                f"the directory {str(folder)!r} of the records store cannot be made: {error.strerror}",
+                f"the records store {str(path)!r} cannot be made: {error.strerror}",
                 mend="set stores.records to a place that can be written",
             ) from error
         url = url.set(database=str(Path(url.database).expanduser()))

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -139,6 +140,23 @@ def test_rate_headers_tell_what_is_left(door: GatewayProcess) -> None:
     assert headers["x-ratelimit-remaining-requests"] == "99"
     assert headers["x-ratelimit-limit-tokens"] == "1000000"
     assert headers["x-request-id"].startswith("req_")
+
+
+def test_a_refusal_tells_what_is_left_too(door: GatewayProcess) -> None:
+    key = user_key(door, "refused", ("1", "requests", "--per", "day"))
+    body = json.dumps({"model": "sim", "messages": ASK, "max_tokens": 3}).encode()
+    assert post(door, "/v1/chat/completions", body, authorization=f"Bearer {key}")[0] == 200
+    status, headers, _ = post(door, "/v1/chat/completions", body, authorization=f"Bearer {key}")
+    assert status == 429
+    assert int(headers["retry-after"]) > 0
+    assert headers["x-ratelimit-limit-requests"] == "1"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_what_it_keeps_is_for_its_owner_alone(door: GatewayProcess) -> None:
+    kept = [path for path in door.home.iterdir() if path.suffix == ".db"]
+    assert len(kept) >= 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
 
 
 @pytest.mark.parametrize(

@@ -380,17 +380,25 @@ def _tell(span: Span, exchange: Exchange) -> None:
         span.set(genai.FIRST_TOKEN, times.first_ns / 1e9)
 
 
-def exceeded(denied: Denied, wanted: Reserve, now: int) -> QuotaExceededError:
+class LimitReachedError(QuotaExceededError):
+    """A request does not fit into a limit; ``rates`` are the headers that tell what all limits still give."""
+
+    rates: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def exceeded(denied: Denied, wanted: Reserve, now: int) -> LimitReachedError:
     """Return the error of a request that does not fit into a limit."""
     short = denied.short
     limit = short.limit
-    return QuotaExceededError(
+    error = LimitReachedError(
         f"the limit of {limit.amount} {limit.unit} in a {limit.window} for this {limit.scope}"
         f"{f' and the model {limit.model!r}' if limit.model else ''} is reached: {short.remaining} are left and"
         f" the request may need {wanted.estimate.of(limit.unit)}",
         mend="wait, ask for less with max_tokens, or have the limit raised",
         retry_after_ns=max(0, short.resets_at - now),
     )
+    error.rates = tuple(rate_headers(denied.headroom or (short,), now))
+    return error
 
 
 def rate_headers(headroom: Sequence[Headroom], now: int) -> list[tuple[bytes, bytes]]:

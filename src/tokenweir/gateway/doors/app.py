@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+import msgspec
+
 from tokenweir.asgi.call import Call, DisconnectedError, Receive, Scope, Send
 from tokenweir.asgi.problems import logged, problem
 from tokenweir.core.errors import WeirError
+from tokenweir.gateway.direct.relay import LimitReachedError
 from tokenweir.gateway.doors import sockets
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.routes import find
@@ -66,7 +69,10 @@ class App:
             call.status = _GONE
         except WeirError as raised:
             error = raised
-            await call.refuse(problem(raised))
+            told = problem(raised)
+            if isinstance(raised, LimitReachedError):
+                told = msgspec.structs.replace(told, more=raised.rates)
+            await call.refuse(told)
         except Exception as raised:  # noqa: BLE001 - the request's boundary: the caller gets a body, the log the trace
             error = raised
             await call.refuse(problem(WeirError("internal error", mend="see the server's log")))
