@@ -26,7 +26,10 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
-    """How much waits, how much is out, how long the oldest has waited, and how many are dead."""
+    """How much waits, how much is out, how long the oldest has waited, and how many are dead.
+
+    For charts: with a broker a count may lag behind what was just done.
+    """
 
     ready: int
     unacknowledged: int

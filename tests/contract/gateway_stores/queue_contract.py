@@ -283,7 +283,10 @@ class QueueContract:
             dead = await stores.queue.dead(limit=10)
             assert {job.request for job in dead} == {job.request for job in jobs}
             assert all(job.errors == ("no such model",) for job in dead)
-            assert (await stores.queue.depth()).dead == 2
+            # A count may lag behind what was looked at and given back.
+            async with asyncio.timeout(10):
+                while (await stores.queue.depth()).dead != 2:
+                    pass
             assert await stores.queue.replay(jobs[0].request)
             assert not await stores.queue.replay(jobs[0].request)
             assert await stores.queue.drop(jobs[1].request)

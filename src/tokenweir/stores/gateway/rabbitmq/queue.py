@@ -7,6 +7,7 @@ choice takes the higher one. A message is a job; ``docs/stores.md`` names the qu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import time
@@ -74,6 +75,7 @@ class RabbitQueue:
         self._publishing = publishing
         self._consuming = consuming
         self._publisher: Channel | None = None
+        self._looker: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._numbers = itertools.count()
@@ -235,13 +237,12 @@ class RabbitQueue:
     async def dead(self, *, limit: int) -> Sequence[Job]:
         """Return dead jobs, oldest first; they are looked at one by one and given back."""
         jobs: list[Job] = []
-        async with self._looking, self._consuming.using() as channel:
+        async with self._burials() as channel:
             while len(jobs) < limit:
                 message = await channel.basic_get(self._dead)
                 if message.delivery_tag is None:
                     break
                 jobs.append(_decode(message.body).job)
-            await self._give_back(channel)
         return jobs
 
     async def replay(self, request: bytes) -> bool:
@@ -253,25 +254,36 @@ class RabbitQueue:
         return await self._take(request, again=False)
 
     async def _take(self, request: bytes, *, again: bool) -> bool:
-        async with self._looking, self._consuming.using() as channel:
+        async with self._burials() as channel:
             while True:
                 message = await channel.basic_get(self._dead)
                 if message.delivery_tag is None:
-                    await self._give_back(channel)
                     return False
                 job = _decode(message.body).job
                 if job.request == request:
                     if again:
                         await self.publish([msgspec.structs.replace(job, attempt=job.attempt + 1)])
                     await channel.basic_ack(message.delivery_tag)
-                    await self._give_back(channel)
                     return True
 
-    async def _give_back(self, channel: AbstractChannel) -> None:
-        """Return all that a look at the dead took out, and wait until they are there again for the next look."""
-        await channel.basic_nack(0, multiple=True, requeue=True)
-        # The queue does one thing after the other, and this is answered.
-        await channel.queue_declare(self._dead, passive=True)
+    @contextlib.asynccontextmanager
+    async def _burials(self) -> AsyncGenerator[AbstractChannel]:
+        """Give the one channel of all looks at the dead, and give back after the block what it took out.
+
+        A quorum queue takes things back in its own time; only on the same channel a later look comes after that.
+        """
+        async with self._looking:
+            with self._consuming.explained():
+                if self._looker is None or self._looker.is_closed:
+                    self._looker = await self._consuming.channel()
+                channel = self._looker
+                try:
+                    yield channel
+                    await channel.basic_nack(0, multiple=True, requeue=True)
+                except BaseException:
+                    if not channel.is_closed:
+                        await channel.close()
+                    raise
 
 
 async def _until(consumer: _Consumer, count: int) -> None:
