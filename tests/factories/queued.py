@@ -226,3 +226,8 @@ def waiting(look: Callable[[], T | None], what: str) -> T:
             return found
         time.sleep(0.02)
     raise AssertionError(f"not within {WAIT_S:g} s: {what}")
+
+
+def newest(user: User) -> list[str]:
+    """Return which request is the user's last; how far it has come is another test's affair."""
+    return [one["id"] for one in user.ask("GET", "/v1/requests?limit=1").json()["data"]]

@@ -20,7 +20,7 @@ from openai.types import Batch
 from openai.types.chat import ChatCompletion
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.members import allow, charged, key_of, member, revoke
-from tests.factories.queued import ASK, User, waiting
+from tests.factories.queued import ASK, User, newest, waiting
 
 from tokenweir.access.directory import Directory
 from tokenweir.core.clock import SystemClock
@@ -311,7 +311,7 @@ def test_each_endpoint_has_its_answers(
 
 
 def test_bad_lines_are_told_by_their_number_and_none_is_sent(client: OpenAI, user: User) -> None:
-    before = user.ask("GET", "/v1/requests?limit=1").json()["data"]
+    before = newest(user)
     data = jsonl(
         chat_line("good"),
         b"{no json",
@@ -342,7 +342,7 @@ def test_bad_lines_are_told_by_their_number_and_none_is_sent(client: OpenAI, use
         (11, "invalid_json_line", "line"),
         (12, "invalid_type", "custom_id"),
     ]
-    assert user.ask("GET", "/v1/requests?limit=1").json()["data"] == before
+    assert newest(user) == before
     empty = until(client, sent(client, b"\n\n"), "failed")
     assert empty.errors is not None
     assert [error.code for error in empty.errors.data or ()] == ["empty_file"]

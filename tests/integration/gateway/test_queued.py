@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
-from tests.factories.queued import ASK, Socket, User, waiting
+from tests.factories.queued import ASK, Socket, User, newest, waiting
 
 from tokenweir.sim.process import SimProcess
 
@@ -327,15 +327,10 @@ def test_bad_requests_are_told_and_nothing_is_kept(
     door: GatewayProcess, body: dict[str, object], param: str
 ) -> None:
     user = User(door.url, door.key)
-
-    def newest() -> list[str]:
-        # Only which: one that another test began may end meanwhile.
-        return [one["id"] for one in user.ask("GET", "/v1/requests?limit=1").json()["data"]]
-
-    before = newest()
+    before = newest(user)
     answer = user.ask("POST", "/v1/requests", body)
     assert (answer.status, answer.json()["error"]["param"]) == (400, param)
-    assert newest() == before
+    assert newest(user) == before
 
 
 def test_many_requests_share_a_socket(user: User) -> None:

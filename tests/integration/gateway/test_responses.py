@@ -15,7 +15,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.members import charged, member
-from tests.factories.queued import User, waiting
+from tests.factories.queued import User, newest, waiting
 
 from tokenweir.gateway.doors.routes import ROUTES
 from tokenweir.sim.process import SimProcess
@@ -280,11 +280,11 @@ def test_the_output_obeys_a_schema(client: OpenAI) -> None:
 def test_what_is_not_supported_is_told_and_nothing_is_kept(
     client: OpenAI, user: User, more: dict[str, object], param: str
 ) -> None:
-    before = user.ask("GET", "/v1/requests?limit=1").json()["data"]
+    before = newest(user)
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model="sim", input="x", extra_body=more)
     assert raised.value.param == param
-    assert user.ask("GET", "/v1/requests?limit=1").json()["data"] == before
+    assert newest(user) == before
 
 
 @pytest.mark.parametrize(
