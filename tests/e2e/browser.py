@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator
@@ -13,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-import pytest
-
-from tokenweir.config import read_environment
+from tests.factories.programs import program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -41,12 +38,7 @@ Message = dict[str, object]
 
 def chromium() -> str:
     """Return the browser's path; without one the test is skipped, in CI it fails."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        if read_environment().get("CI") == "true":
-            pytest.fail("chromium is not installed, and CI must have it")
-        pytest.skip("chromium is not installed")
-    return found
+    return program(*NAMES)
 
 
 class Page:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 from deploy.test_ca import TestCa
-
-from tokenweir.config import read_environment
+from tests.factories.programs import program
 
 CONF = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 START_S = 60.0
@@ -58,14 +55,9 @@ class Nginx:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        program = shutil.which("nginx", path=f"{read_environment().get('PATH', '')}:/usr/sbin")
-        if program is None:
-            if read_environment().get("CI") == "true":
-                pytest.fail("nginx is not installed, and CI must have it")
-            pytest.skip("nginx is not installed")
         self._child = subprocess.Popen(
             [
-                program,
+                program("nginx", beside=["/usr/sbin"]),
                 "-e",
                 self._folder / "error.log",
                 "-p",

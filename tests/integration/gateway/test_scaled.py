@@ -31,18 +31,10 @@ class Deployed(NamedTuple):
 
 
 @pytest.fixture
-def deployed(
-    postgresql_url: str, redis_url: str, rabbitmq_url: str, kafka_url: str, kafka_prefix: str, tmp_path: Path
-) -> Generator[Deployed]:
-    urls = {
-        "postgresql": postgresql_url,
-        "redis": redis_url,
-        "rabbitmq": rabbitmq_url,
-        "kafka": f"{kafka_url}/{kafka_prefix}",
-    }
+def deployed(service_urls: dict[str, str], redis_url: str, tmp_path: Path) -> Generator[Deployed]:
     with (
         SimProcess(ttft="constant:5ms", itl="constant:10ms") as sim,
-        scaled(tmp_path, urls, SETTINGS + endpoint("one", sim.url)) as made,
+        scaled(tmp_path, service_urls, SETTINGS + endpoint("one", sim.url)) as made,
     ):
         limited = made.weir("quotas", "set", "1000000", "tokens", "--per", "day", "--user", "ada")
         assert limited.returncode == 0, limited.stderr

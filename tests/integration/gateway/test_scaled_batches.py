@@ -27,18 +27,10 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def made(
-    postgresql_url: str, redis_url: str, rabbitmq_url: str, kafka_url: str, kafka_prefix: str, tmp_path: Path
-) -> Generator[Scaled]:
-    urls = {
-        "postgresql": postgresql_url,
-        "redis": redis_url,
-        "rabbitmq": rabbitmq_url,
-        "kafka": f"{kafka_url}/{kafka_prefix}",
-    }
+def made(service_urls: dict[str, str], tmp_path: Path) -> Generator[Scaled]:
     with (
         SimProcess(ttft="constant:100ms", itl="constant:10ms") as sim,
-        scaled(tmp_path, urls, SETTINGS + endpoint("one", sim.url)) as deployed,
+        scaled(tmp_path, service_urls, SETTINGS + endpoint("one", sim.url)) as deployed,
     ):
         yield deployed
 

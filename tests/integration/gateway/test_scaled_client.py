@@ -29,18 +29,10 @@ class Deployed(NamedTuple):
 
 
 @pytest.fixture
-def deployed(
-    postgresql_url: str, redis_url: str, rabbitmq_url: str, kafka_url: str, kafka_prefix: str, tmp_path: Path
-) -> Generator[Deployed]:
-    urls = {
-        "postgresql": postgresql_url,
-        "redis": redis_url,
-        "rabbitmq": rabbitmq_url,
-        "kafka": f"{kafka_url}/{kafka_prefix}",
-    }
+def deployed(service_urls: dict[str, str], tmp_path: Path) -> Generator[Deployed]:
     with (
         SimProcess(ttft="constant:5ms", itl="constant:20ms") as sim,
-        scaled(tmp_path, urls, SETTINGS + endpoint("one", sim.url)) as made,
+        scaled(tmp_path, service_urls, SETTINGS + endpoint("one", sim.url)) as made,
     ):
         gateway = ("gateway", "--port", "0")
         one, other, *_ = made.start(gateway, gateway, ("worker",), ("collector",))

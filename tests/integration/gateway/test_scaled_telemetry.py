@@ -53,15 +53,7 @@ def sums(url: str, tls: ssl.SSLContext | None = None) -> Mapping[str, float]:
     return found
 
 
-def test_each_process_tells_of_its_own_part(
-    postgresql_url: str, redis_url: str, rabbitmq_url: str, kafka_url: str, kafka_prefix: str, tmp_path: Path
-) -> None:
-    urls = {
-        "postgresql": postgresql_url,
-        "redis": redis_url,
-        "rabbitmq": rabbitmq_url,
-        "kafka": f"{kafka_url}/{kafka_prefix}",
-    }
+def test_each_process_tells_of_its_own_part(service_urls: dict[str, str], tmp_path: Path) -> None:
     ca = TestCa(tmp_path / "ca")
     server, scraper = ca.issue("server"), ca.issue("scraper")
     shown = client_context(
@@ -73,7 +65,7 @@ def test_each_process_tells_of_its_own_part(
             f'[worker.tls]\ncertificate = "{server.certificate}"\nkey = "{server.key}"\n'
             f'client_ca = "{ca.certificate}"\n'
         )
-        with scaled(tmp_path, urls, settings + endpoint("one", sim.url)) as made:
+        with scaled(tmp_path, service_urls, settings + endpoint("one", sim.url)) as made:
             door, worker, collector, notifier = children = made.start(
                 ("gateway", "--port", "0"), ("worker",), ("collector",), ("notifier", "--port", "0")
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import time
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import pytest
 from deploy.test_ca import Pair, TestCa
+from tests.factories.programs import program
 
 from tokenweir.core.errors import ConfigError, UnavailableError
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
 from tokenweir.stores.gateway.redis.connection import RedisConnection
 
 START_S = 30.0
-
-pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def port(ca: TestCa, tmp_path_factory: pytest.TempPathFactory) -> Generator[int]
         "tls-protocols": "TLSv1.2 TLSv1.3",
     }
     command = [
-        "redis-server",
+        program("redis-server"),
         *(part for name, value in options.items() for part in (f"--{name}", str(value))),
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
