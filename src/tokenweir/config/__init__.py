@@ -4,7 +4,7 @@ A file (TOML or YAML) is overruled by the environment (``WEIR_BENCH__WORKERS=2``
 line. What results is one frozen object; a key that no part of Tokenweir declares is an error that names the
 nearest known one. Only :mod:`.environment` reads the environment.
 
-Each slice declares its own table as a frozen :class:`SettingsModel`; ``app.py`` puts the tables together.
+Each slice declares its own table as a frozen :class:`SettingsModel`; ``app`` puts the tables together.
 """
 
 from __future__ import annotations

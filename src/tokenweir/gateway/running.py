@@ -59,9 +59,9 @@ class Stores(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway is made of. ``endpoints`` are facts with the URL of each; ``controls`` side doors by kind.
 
-    ``only`` names the paths of the door, if not all; ``line`` is what requests pass there.
-    ``tls`` is what it speaks, if TLS. ``trust`` is how endpoints are
-    spoken to over TLS, by their names, and ``rules`` where they may be. ``refusals`` counts whom ``tls`` lets not in.
+    ``only`` names the paths of the door, if not all; ``line`` is what requests pass there. ``tls`` is what it speaks,
+    if TLS, and ``refusals`` counts whom it does not let in. ``trust`` is how endpoints are spoken to over TLS, by their
+    names, and ``rules`` where they may be.
     """
 
     settings: Settings
@@ -88,13 +88,7 @@ class Gateway:
         settings = node.settings
         clock = clock or SystemClock()
         self.pool = Pool(_endpoints(node))
-        prices = PriceTable(
-            [
-                Price(model=price.model, input=price.input, output=price.output, cached=price.cached)
-                for price in settings.prices
-            ],
-            currency=settings.currency,
-        )
+        prices = _prices(settings)
         self._reserving = Reservations(node.stores.quota)
         self._settler = Settler(node.stores.ledger, node.stores.quota)
         self._reaper = Reaper(node.stores.quota, self._settler, prices, clock)
@@ -131,27 +125,14 @@ class Gateway:
             direct,
             metrics=metrics,
             clock=clock,
-            limits=Limits(
-                body_bytes=settings.max_body_bytes,
-                read_timeout_ns=settings.read_timeout,
-                streams=settings.max_streams,
-                event_streams=settings.max_event_streams,
-                heartbeat_ns=settings.heartbeat,
-                log_prompts=settings.log_prompts,
-            ),
+            limits=_limits(settings),
             queued=self.queued,
             only=node.only,
         )
-        self._door.tracer, self._door.quota = node.tracer, node.stores.quota
-        self._door.administration = node.administration
-        if self.queued is not None and node.stores.files is not None:
-            limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
-            self._door.cabinet = Cabinet(node.stores.files, self.queued.sealer, clock, limits)
+        self._furnish(node, clock)
         self.batches = self._batches(node, clock)
         if self.queued is not None:
             self.queued.asker.measures = metrics.measures
-            self.queued.asker.tracer = self.queued.ends.tracer = self.queued.accepting.tracer = node.tracer
-        self._door.line = node.line
         self.brownout = self._brownout(settings, direct, clock)
         if self.queued is not None and (node.line is not None or self.brownout is not None):
             self.queued.accepting.shaping = partial(shaped, self._door)
@@ -159,18 +140,25 @@ class Gateway:
             App(self._door),
             settings.host,
             settings.port,
-            bounds=Bounds(
-                header_bytes=settings.max_header_bytes,
-                read_timeout_ns=settings.read_timeout,
-                write_timeout_ns=settings.write_timeout,
-                idle_timeout_ns=settings.idle_timeout,
-            ),
+            bounds=_bounds(settings),
             drain_timeout_ns=settings.drain_timeout,
             message_bytes=settings.max_body_bytes,
             tls=node.tls,
         )
         self._drain_s = settings.drain_timeout / 1e9
         self.url = self._server.url
+
+    def _furnish(self, node: Node, clock: Clock) -> None:
+        """Give the door and the queued path what not every gateway has."""
+        door, queued, settings = self._door, self.queued, node.settings
+        door.tracer, door.quota = node.tracer, node.stores.quota
+        door.administration, door.line = node.administration, node.line
+        if queued is None:
+            return
+        queued.asker.tracer = queued.ends.tracer = queued.accepting.tracer = node.tracer
+        if node.stores.files is not None:
+            limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)
+            door.cabinet = Cabinet(node.stores.files, queued.sealer, clock, limits)
 
     def _brownout(self, settings: Settings, direct: Direct, clock: Clock) -> Brownout | None:
         """Return the ladder, where the settings have rungs, put to its places."""
@@ -262,6 +250,36 @@ class Gateway:
     def hurry(self) -> None:
         """Do not wait for answers that are on their way."""
         self._server.close(at_once=True)
+
+
+def _prices(settings: Settings) -> PriceTable:
+    return PriceTable(
+        [
+            Price(model=price.model, input=price.input, output=price.output, cached=price.cached)
+            for price in settings.prices
+        ],
+        currency=settings.currency,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        body_bytes=settings.max_body_bytes,
+        read_timeout_ns=settings.read_timeout,
+        streams=settings.max_streams,
+        event_streams=settings.max_event_streams,
+        heartbeat_ns=settings.heartbeat,
+        log_prompts=settings.log_prompts,
+    )
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        header_bytes=settings.max_header_bytes,
+        read_timeout_ns=settings.read_timeout,
+        write_timeout_ns=settings.write_timeout,
+        idle_timeout_ns=settings.idle_timeout,
+    )
 
 
 def _endpoints(node: Node) -> list[Endpoint]:
