@@ -23,6 +23,7 @@ from wsproto.events import (
 )
 
 from tokenweir.core.sse import SseParser
+from tokenweir.gateway.doors.routes import ROUTES
 
 T = TypeVar("T")
 
@@ -231,3 +232,12 @@ def waiting(look: Callable[[], T | None], what: str) -> T:
 def newest(user: User) -> list[str]:
     """Return which request is the user's last; how far it has come is another test's affair."""
     return [one["id"] for one in user.ask("GET", "/v1/requests?limit=1").json()["data"]]
+
+
+def named_routes(prefix: str, number: int) -> list[tuple[str, str]]:
+    """Return the routes that name one thing, all of which there are."""
+    found = [
+        (method, path) for path, methods in ROUTES.items() if path.startswith(prefix) for method in methods
+    ]
+    assert len(found) == number
+    return found

@@ -5,6 +5,8 @@ A module has its own ``sim`` and ``door``, as far as these do not fit.
 
 from __future__ import annotations
 
+import base64
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -23,17 +25,32 @@ def sim() -> Iterator[SimProcess]:
 
 
 @pytest.fixture(scope="module")
-def endpoints(sim: SimProcess) -> Iterator[str]:
-    """Settings of ``sim``, of a model that answers slowly, and of one that never does."""
-    with (
-        SimProcess(ttft="constant:5ms", itl="constant:20ms", model="slow") as slow,
-        SimProcess(model="broken", faults=("503@every=1",)) as broken,
-    ):
-        yield (
-            endpoint("one", sim.url)
-            + endpoint("slow", slow.url, model="slow")
-            + endpoint("broken", broken.url, model="broken")
-        )
+def slow() -> Iterator[SimProcess]:
+    with SimProcess(ttft="constant:5ms", itl="constant:20ms", model="slow") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def broken() -> Iterator[SimProcess]:
+    with SimProcess(model="broken", faults=("503@every=1",)) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def endpoints(sim: SimProcess, slow: SimProcess, broken: SimProcess) -> str:
+    return (
+        endpoint("one", sim.url)
+        + endpoint("slow", slow.url, model="slow")
+        + endpoint("broken", broken.url, model="broken")
+    )
+
+
+@pytest.fixture(scope="module")
+def seal_key(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where a key is that bodies are encrypted with, as the settings name it."""
+    key = tmp_path_factory.mktemp("seal") / "key"
+    key.write_text(base64.b64encode(secrets.token_bytes(32)).decode(), encoding="ascii")
+    return f"file:{key}"
 
 
 @pytest.fixture
