@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 import uvloop
 
+from tokenweir.asgi import heap
 from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.clock import Clock, SystemClock
@@ -333,6 +334,7 @@ async def _serve(
                 gateway = Gateway(node)
                 async with asyncio.TaskGroup() as group:
                     async with gateway.serving():
+                        heap.settle()
                         announce(gateway)
                         stop.ready()
                         await stop.once.wait()

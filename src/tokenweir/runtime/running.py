@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncGenerator, Callable
 from importlib import import_module
 from typing import Final, Protocol, cast
@@ -12,6 +11,7 @@ from typing import Final, Protocol, cast
 import msgspec
 import uvloop
 
+from tokenweir.asgi import heap
 from tokenweir.asgi.server import Bounds, HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.asgi.tls import listener
@@ -119,9 +119,7 @@ async def _serve(settings: Settings, build: Build, announce: Callable[[Running],
 async def _until_stopped(engine: Engine, stop: Stop, settings: Settings) -> None:
     """Keep models warm until asked to stop, then drain; a second request ends the draining."""
     stop.ready()
-    # What was made until now stays to the end: nobody shall look through it while streams wait, or at the exit.
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     async with asyncio.TaskGroup() as group:
         warming = group.create_task(keep_warm(engine))
         await stop.once.wait()

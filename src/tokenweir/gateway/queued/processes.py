@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import msgspec
 import uvloop
 
+from tokenweir.asgi import heap
 from tokenweir.asgi.server import HttpServer
 from tokenweir.asgi.stopping import Stop, first_of
 from tokenweir.core.errors import CancelledError
@@ -137,6 +138,7 @@ def _run(open_bench: Opener, work: Callable[[Bench, asyncio.Event], Awaitable[No
             try:
                 async with stop.cancels(), open_bench() as bench:
                     stop.ready()
+                    heap.settle()
                     async with asyncio.TaskGroup() as group:
                         working = group.create_task(_as_coroutine(work(bench, stop.once)))
                         hurry = group.create_task(_hurry(stop, working))
