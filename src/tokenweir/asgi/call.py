@@ -108,8 +108,10 @@ class Call:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header called ``name`` (lower case)."""
-        headers = cast("Sequence[tuple[bytes, bytes]]", self._scope["headers"])
-        return next((value for key, value in headers if key == name), None)
+        for key, value in cast("Headers", self._scope["headers"]):
+            if key == name:
+                return value
+        return None
 
     async def body(self, most_bytes: int, timeout_ns: int) -> bytes:
         """Return the body.

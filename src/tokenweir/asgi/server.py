@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -17,7 +18,7 @@ from tokenweir.asgi.call import Receive, Scope, Send
 from tokenweir.asgi.problems import HeadTooLargeError, SlowRequestError, problem
 from tokenweir.asgi.tls import ServerContext
 from tokenweir.asgi.wire import KEY, Wire
-from tokenweir.core.errors import ConfigError
+from tokenweir.core.listening import cannot_listen
 
 _BACKLOG: Final = 2048
 _REASONS: Final = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
@@ -53,6 +54,8 @@ class _Protocol(HttpToolsProtocol):
     _refused = False
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    _idle_since = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Give the client so long to send its first head."""
@@ -65,6 +68,8 @@ class _Protocol(HttpToolsProtocol):
         """Forget the timers, and tell who watches."""
         self._head_arrived()
         self._reader_moved()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
         for gone in tuple(self._watchers):
             gone()
@@ -73,10 +78,24 @@ class _Protocol(HttpToolsProtocol):
         """Read, unless the client was refused already."""
         if self._refused:
             return
+        self._idle_since = math.inf
         super().data_received(data)
         # Most heads come whole, and need no timer.
         if self._in_head and self._head_timer is None:
             self._expect_head()
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request, or wait for one: one timer for a connection, however many go over it."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
 
     def on_message_begin(self) -> None:
         """Count the head from its beginning."""
@@ -141,6 +160,14 @@ class _Protocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _look_whether_idle(self) -> None:
+        """Close a connection that no request came over for so long, or look again when that can be true."""
+        left = min(self._idle_since - self.loop.time(), 0.0) + self.timeout_keep_alive
+        if left <= 0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(left, self._look_whether_idle)
 
     def _give_up_on_head(self) -> None:
         self._refuse(SlowRequestError("the request's head did not arrive in time", mend="send it faster"))
@@ -256,10 +283,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
         bound.listen(_BACKLOG)
         bound.setblocking(False)  # noqa: FBT003 - the standard library's signature
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         bound.close()
-        raise ConfigError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}",
-            mend="stop what uses it, or choose another with --port (0 picks a free one)",
-        ) from error
+        raise cannot_listen(host, port, error) from error
     return bound

@@ -10,12 +10,14 @@ from typing import Final, Literal
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.events import Usage
 from tokenweir.core.quota import Limit
+from tokenweir.gateway.metering.usage import TokenCount
 from tokenweir.ports.ledger import Charge
 from tokenweir.ports.quota import Headroom
 from tokenweir.telemetry.bins import Bins
 
 _NS_PER_S: Final = 1_000_000_000
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_ANSWER: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _GAP: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LAG: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 _LIMITS: Final = 2_000
@@ -69,6 +71,12 @@ class Measures:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """Requests answered, by route and status."""
+        self.duration: dict[tuple[str], Bins] = {}
+        """From a request's head to its answer's end, by route."""
+        self.tokens: Counter[tuple[str, str]] = Counter()
+        """Tokens charged for direct requests, by model and kind."""
         self.ttft: dict[tuple[str, Path], Bins] = {}
         self.itl: dict[tuple[str, Path], Bins] = {}
         self.refused: Counter[str] = Counter()
@@ -96,6 +104,22 @@ class Measures:
             ttft = self.ttft[key] = Bins(_LATENCY)
             self.itl[key] = Bins(_GAP)
         return Times(self._clock, ttft, self.itl[key], start_ns)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self.requests[route, str(status)] += 1
+        bins = self.duration.get((route,))
+        if bins is None:
+            bins = self.duration[route,] = Bins(_ANSWER)
+        bins.add(seconds)
+
+    def charged(self, model: str, count: TokenCount) -> None:
+        """Count what a direct request is charged for."""
+        tokens = self.tokens
+        tokens[model, "input"] += count.input_tokens
+        tokens[model, "output"] += count.output_tokens
+        if count.cached_tokens:
+            tokens[model, "cached"] += count.cached_tokens
 
     def answered(self, model: str, usage: Usage) -> None:
         """Count what an endpoint says that a queued request took."""

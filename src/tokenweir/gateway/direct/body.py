@@ -51,7 +51,11 @@ class RequestBody(msgspec.Struct):
     @property
     def prompt_bytes(self) -> int:
         """The length of what the model is given, as JSON."""
-        return sum(len(memoryview(raw)) for raw in (self.messages, self.prompt, self.input, self.tools))
+        size = 0
+        for raw in (self.messages, self.prompt, self.input, self.tools):
+            if raw is not _NOTHING:
+                size += len(memoryview(raw))
+        return size
 
 
 _decoder = msgspec.json.Decoder(RequestBody)

@@ -18,6 +18,7 @@ from tokenweir.telemetry import genai
 from tokenweir.telemetry.logs import get_logger
 
 _LOG = get_logger("tokenweir.gateway")
+_LEVEL: Final = logging.getLogger("tokenweir.gateway")
 _GONE: Final = 499
 _NS_PER_S: Final = 1_000_000_000
 
@@ -77,7 +78,7 @@ class App:
             error = raised
             await call.refuse(problem(WeirError("internal error", mend="see the server's log")))
         took_ns = door.clock.monotonic_ns() - started_ns
-        door.metrics.answered(route, call.status, took_ns / _NS_PER_S)
+        door.metrics.measures.request(route, call.status, took_ns / _NS_PER_S)
         if error is not None:
             door.metrics.measures.refused[error.code if isinstance(error, WeirError) else "internal"] += 1
         self._log(call, route, took_ns, error)
@@ -86,7 +87,8 @@ class App:
     def _log(self, call: Call, route: str, took_ns: int, error: BaseException | None) -> None:
         """Write one event for a request that failed; others at debug level."""
         level = error.log_level if isinstance(error, WeirError) else logging.DEBUG
-        if error is None and not _LOG.isEnabledFor(level):
+        # The standard library's logger is asked, because one of structlog is put together anew for each question.
+        if error is None and not _LEVEL.isEnabledFor(level):
             return
         fields: dict[str, object] = {
             genai.METHOD: call.method,

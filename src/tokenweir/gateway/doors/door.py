@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import struct
+from collections.abc import Iterator
 
 import msgspec
 
@@ -31,8 +33,7 @@ from tokenweir.telemetry.spans import Tracer
 
 _LOG = get_logger("tokenweir.gateway")
 _BEARER = b"bearer "
-_RANDOM_BYTES = 8
-_POOL_BYTES = 512 * _RANDOM_BYTES
+_BITS = struct.Struct(">Q")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,14 +147,14 @@ class _Random:
     """The kernel's random numbers, many at a time: asking for each is a system call for each."""
 
     def __init__(self) -> None:
-        self._pool = b""
+        self._pool: Iterator[tuple[int]] = iter(())
 
     def bits(self) -> int:
         """Return 64 bits."""
-        if not self._pool:
-            self._pool = secrets.token_bytes(_POOL_BYTES)
-        taken, self._pool = self._pool[:_RANDOM_BYTES], self._pool[_RANDOM_BYTES:]
-        return int.from_bytes(taken, "big")
+        for (taken,) in self._pool:
+            return taken
+        self._pool = _BITS.iter_unpack(secrets.token_bytes(512 * _BITS.size))
+        return self.bits()
 
 
 _random = _Random()

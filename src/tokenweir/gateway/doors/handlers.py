@@ -77,7 +77,8 @@ async def direct(door: Door, call: Call) -> None:
         )
     finally:
         door.in_flight -= 1
-    door.metrics.used(exchange)
+    if exchange.count is not None:
+        door.metrics.measures.charged(exchange.body.model, exchange.count)
 
 
 async def models(door: Door, call: Call) -> None:

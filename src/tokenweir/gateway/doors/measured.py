@@ -30,6 +30,19 @@ class Measured(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every family."""
         measures = self._measures
+        yield _counter("weir_gateway_requests", "Requests answered.", ("route", "status"), measures.requests)
+        yield _histogram(
+            "weir_gateway_request_duration_seconds",
+            "From the request's head to the answer's end.",
+            ("route",),
+            measures.duration,
+        )
+        yield _counter(
+            "weir_gateway_tokens",
+            "Tokens charged, by model and kind (input, output, cached).",
+            ("model", "kind"),
+            measures.tokens,
+        )
         yield _histogram(
             "weir_gateway_ttft_seconds",
             "From a request's body to the first token of its streamed answer; queued: from asking the endpoint.",

@@ -10,21 +10,18 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     generate_latest,
 )
 
 from tokenweir.core.breaker import Closed, HalfOpen, Open
 from tokenweir.core.errors import UnavailableError
-from tokenweir.gateway.direct.relay import Exchange
 from tokenweir.gateway.doors.measured import Measured
 from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.measures import Measures
 from tokenweir.ports.quota import CountsReservations, QuotaStore
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
-_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _BREAKER: Final[dict[type, int]] = {Closed: 0, HalfOpen: 1, Open: 2}
 
 
@@ -38,25 +35,6 @@ class Metrics:
         self.registry.register(self.measured)
         # Memory, CPU time and descriptors of the process, where the system tells them.
         ProcessCollector(registry=self.registry)
-        self._requests = Counter(
-            "weir_gateway_requests", "Requests answered.", ("route", "status"), registry=self.registry
-        )
-        self._duration = Histogram(
-            "weir_gateway_request_duration_seconds",
-            "From the request's head to the answer's end.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        # Finding a child by its labels costs more than counting; those that were found are kept.
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._used: dict[str, tuple[Counter, Counter, Counter]] = {}
-        self._tokens = Counter(
-            "weir_gateway_tokens",
-            "Tokens charged, by model and kind (input, output, cached).",
-            ("model", "kind"),
-            registry=self.registry,
-        )
         self._in_flight = Gauge("weir_gateway_in_flight", "Requests being answered.", registry=self.registry)
         self._unsettled = Gauge(
             "weir_gateway_unsettled",
@@ -99,30 +77,6 @@ class Metrics:
         if isinstance(quota, CountsReservations):
             with contextlib.suppress(UnavailableError):
                 self._open.set(await quota.open_reservations())
-
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer."""
-        found = self._answered.get((route, status))
-        if found is None:
-            found = self._requests.labels(route, str(status)), self._duration.labels(route)
-            self._answered[route, status] = found
-        found[0].inc()
-        found[1].observe(seconds)
-
-    def used(self, exchange: Exchange) -> None:
-        """Count what a request used."""
-        count = exchange.count
-        if count is None:
-            return
-        model = exchange.body.model
-        found = self._used.get(model)
-        if found is None:
-            label = self._tokens.labels
-            found = self._used[model] = label(model, "input"), label(model, "output"), label(model, "cached")
-        found[0].inc(count.input_tokens)
-        found[1].inc(count.output_tokens)
-        if count.cached_tokens:
-            found[2].inc(count.cached_tokens)
 
     def render(self, pool: Pool, *, in_flight: int, unsettled: int) -> bytes:
         """Return all of it as text."""
