@@ -273,9 +273,11 @@ class Directory:
         with self._change() as connection:
             return connection.execute(LIMITS.delete().where(*_same(limit))).rowcount > 0
 
-    def limits(self, scope: LimitScope, subject: bytes) -> Sequence[StoredLimit]:
-        """Return the limits set on a key, user, team or tier."""
-        query = sa.select(LIMITS).where(LIMITS.c.scope == scope, LIMITS.c.subject == subject)
+    def limits(self, scope: LimitScope | None = None, subject: bytes = b"") -> Sequence[StoredLimit]:
+        """Return the limits set on a key, user, team or tier; without one, all there are."""
+        query = sa.select(LIMITS)
+        if scope is not None:
+            query = query.where(LIMITS.c.scope == scope, LIMITS.c.subject == subject)
         return [StoredLimit(**row) for row in self._rows(query)]
 
     # -- callers --------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def id_of(text: str) -> bytes:
     letters, secret = text[len(PREFIX) :][:_ID_LETTERS], text[len(PREFIX) + _ID_LETTERS :]
     # The message never repeats what was shown: it may be a real key with a slip in it.
     error = UnauthorizedError(
-        "the API key has not the form of one", mend=f"it begins with {PREFIX} and is sent as a bearer token"
+        "what was sent is no API key of this gateway",
+        mend=f"send the whole key, {PREFIX} and 53 letters, as 'authorization: Bearer KEY'",
     )
     if not text.startswith(PREFIX) or _SECRET.fullmatch(secret) is None:
         raise error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Final
 
 from tokenweir.access.directory import Directory, LimitScope
@@ -38,7 +39,12 @@ def lifetime(text: str) -> int:
     if text.endswith(_DAY) and days.isascii() and days.isdigit():
         lasts_ns = int(days[:9]) * _DAY_NS
     else:
-        lasts_ns = parse_duration(text, what="lifetime")
+        try:
+            lasts_ns = parse_duration(text, what="lifetime")
+        except InputError as error:
+            raise InputError(
+                error.message, mend="write a number and a unit, such as 5d, 12h or 30m"
+            ) from error
     if lasts_ns > _LONGEST_DAYS * _DAY_NS:
         raise InputError(f"{text[:20]} is longer than {_LONGEST_DAYS} days", mend="leave it out for no end")
     return lasts_ns
@@ -68,6 +74,19 @@ def _named(kind: str, name: str, known: Mapping[str, bytes]) -> bytes:
     if name not in known:
         raise NotFoundError(f"there is no {kind} {name!r}", mend=f"there are: {', '.join(known) or 'none'}")
     return known[name]
+
+
+def need_known(models: Sequence[str], known: Sequence[str]) -> None:
+    """Raise NotFoundError where a model is none of those that are known; the nearest names are the mend."""
+    for model in models:
+        if model not in known:
+            near = get_close_matches(model, known, n=3, cutoff=0.5)
+            raise NotFoundError(
+                f"no endpoint serves the model {model[:80]!r}",
+                mend=f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"there are: {', '.join(known) or 'none'}",
+            )
 
 
 def whole(amount: float, unit: Unit) -> int:

@@ -19,7 +19,7 @@ from tokenweir.asgi.tls import client, listener
 from tokenweir.backends.registry import backend
 from tokenweir.config import EndpointSettings
 from tokenweir.core.clock import SystemClock
-from tokenweir.core.errors import ConfigError
+from tokenweir.core.errors import ConfigError, StoreHeldError
 from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import EndpointFacts
@@ -252,13 +252,20 @@ async def open_yard(settings: Settings, *, writes: bool) -> AsyncGenerator[Yard]
 async def offline_quota(settings: Settings, what: Literal["verify", "rebuild"]) -> Sequence[str]:
     """Verify or rebuild the counters: shared ones beside gateways that run, a gateway's own where it does not run.
 
-    Raises ConfigError where it runs.
+    Raises StoreHeldError where it runs, which names the route to ask.
     """
-    async with open_quota(store_urls(settings)) as quota:
-        if what == "verify":
-            return await quota.verify()
-        await quota.rebuild()
-        return ()
+    try:
+        async with open_quota(store_urls(settings)) as quota:
+            if what == "verify":
+                return await quota.verify()
+            await quota.rebuild()
+            return ()
+    except StoreHeldError as error:
+        method = "GET" if what == "verify" else "POST"
+        raise StoreHeldError(
+            f"a running gateway has the counters: {error.message}",
+            mend=f"ask it: {method} /v1/admin/quotas/{what} with an admin key; or stop it first",
+        ) from error
 
 
 async def totals(url: str, where: LedgerFilter, by: Literal["day", "month"]) -> Sequence[LedgerTotal]:

@@ -1,13 +1,21 @@
-"""What the commands about users, keys and limits share: the directory, and times as people read them."""
+"""What the commands about users, keys and limits share: the directory, its names, and times as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Final
 
-from tokenweir.access.directory import Directory
+import click
+
+from tokenweir.access.directory import Directory, LimitScope, StoredLimit
+from tokenweir.access.wording import key_text, need_known
+from tokenweir.app import Settings
 from tokenweir.cli.start import start
+from tokenweir.runtime.shipped import shipped_model
+
+_SCOPES: Final[tuple[LimitScope, ...]] = ("tier", "team", "user", "key")
 
 
 @contextmanager
@@ -18,6 +26,58 @@ def directory() -> Generator[Directory]:
         yield opened
     finally:
         opened.close()
+
+
+class Subjects:
+    """What limits are set on, by name."""
+
+    def __init__(self, opened: Directory) -> None:
+        """Read the names there are."""
+        self._names: dict[LimitScope, dict[bytes, str]] = {
+            "user": {user.id: user.name for user in opened.users()},
+            "team": {team.id: team.name for team in opened.teams()},
+        }
+
+    def name(self, scope: LimitScope, subject: bytes) -> str:
+        """Return a subject as it is shown: ``user ada``."""
+        if scope == "tier":
+            return f"tier {subject.decode()}"
+        if scope == "key":
+            return f"key {key_text(subject)}"
+        return f"{scope} {self._names[scope].get(subject, subject.hex())}"
+
+    def order(self, limit: StoredLimit) -> tuple[int, str, str, str]:
+        """Return where a limit stands in a list: those of many before those of few."""
+        return (
+            _SCOPES.index(limit.scope),
+            self.name(limit.scope, limit.subject),
+            limit.model,
+            f"{limit.unit} {limit.window}",
+        )
+
+
+def need_models(settings: Settings, models: Sequence[str], done: str) -> None:
+    """Refuse models that no endpoint of the settings has; warn where the settings name no endpoint.
+
+    Without endpoints ``weir up`` serves a model of this machine, and which it is shows only when it runs; then what is
+    ``done`` all the same is said.
+
+    Raises:
+        NotFoundError: no endpoint has one of them; the nearest is named.
+    """
+    known = sorted({endpoint.model for endpoint in settings.endpoints if endpoint.model is not None})
+    if known:
+        need_known(models, known)
+        return
+    shipped = shipped_model()
+    local = ["sim"] if shipped is None else ["sim", shipped.name]
+    for model in models:
+        if model not in local:
+            click.echo(
+                f"no endpoint is configured, and weir up serves {' or '.join(reversed(local))} then: {done}, and "
+                f"nothing answers as {model!r} yet",
+                err=True,
+            )
 
 
 def moment(at: int | None) -> str:

@@ -9,7 +9,8 @@ import click
 
 from tokenweir.access.directory import PERMISSIONS, Key
 from tokenweir.access.wording import key_id, key_text, lifetime
-from tokenweir.cli.access_view import directory, moment
+from tokenweir.cli.access_view import directory, moment, need_models
+from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
 from tokenweir.ports.access import Permission
 
@@ -47,6 +48,7 @@ def create(
 ) -> None:
     """Make a key for USER and print it. It is shown this once: only its digest is kept."""
     wanted = cast("tuple[Permission, ...]", scopes) or ("infer", "read")
+    need_models(start(), models, "the key is made")
     with directory() as opened:
         key, text = opened.issue(
             user, name, scopes=wanted, models=models, lifetime_ns=lifetime(expires) if expires else None

@@ -58,6 +58,7 @@ def disable(*, name: str) -> None:
     """Refuse all keys of the user NAME."""
     with directory() as opened:
         opened.disable_user(name)
+    click.echo(f"user {name} is disabled: its keys are refused", err=True)
 
 
 @command.command()
@@ -66,6 +67,7 @@ def enable(*, name: str) -> None:
     """Accept the keys of the user NAME again."""
     with directory() as opened:
         opened.disable_user(name, disabled=False)
+    click.echo(f"user {name} is enabled: its keys are accepted", err=True)
 
 
 @command.command(name="add-team")
@@ -75,6 +77,8 @@ def add_team(*, name: str, tier: str) -> None:
     """Add a team called NAME, whose use can be limited together."""
     with directory() as opened:
         opened.add_team(name, tier=tier)
+    tiered = f" of tier {tier}" if tier else ""
+    click.echo(f"team {name}{tiered} added; add members with weir users add NAME --team {name}", err=True)
 
 
 @command.command(name="set-tier")
@@ -87,3 +91,5 @@ def set_tier(*, name: str, priority: int, pool: str) -> None:
     """Make the tier NAME, or change it."""
     with directory() as opened:
         opened.set_tier(Tier(name=name, priority=priority, pool=pool))
+    pools = f"pool {pool} and endpoints without one" if pool else "endpoints without a pool"
+    click.echo(f"tier {name} has priority {priority} and uses {pools}", err=True)

@@ -5,6 +5,7 @@
     WeirError
     ├── InputError             what the caller wrote cannot be used
     │   ├── ConfigError        settings file, environment or flag
+    │   │   └── StoreHeldError     a store that another process has to itself
     │   ├── SpecError          an experiment that contradicts itself
     │   ├── ParameterError     a field of a request
     │   ├── CorpusError        a corpus file, with line and reason
@@ -83,6 +84,12 @@ class ConfigError(InputError):
     """A setting in a file, the environment or a flag cannot be used."""
 
     code = "bad_config"
+
+
+class StoreHeldError(ConfigError):
+    """A store that one process alone may write is held by another, such as a running gateway."""
+
+    code = "store_held"
 
 
 class SpecError(InputError):

@@ -14,7 +14,8 @@ from time import monotonic_ns
 from types import FrameType
 from typing import Final
 
-from tokenweir.core.errors import ConfigError, DescriptorError
+from tokenweir.core.errors import DescriptorError
+from tokenweir.core.listening import cannot_listen
 from tokenweir.core.requests import Json
 from tokenweir.poller import BROKEN, READ, WRITE, make_poller
 from tokenweir.sim import http
@@ -214,8 +215,6 @@ def _listen(options: Options) -> socket.socket:
             sock.close()
             raise
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot listen on {options.host}:{options.port}: {error}", mend="choose another --port or --host"
-        ) from None
+        raise cannot_listen(options.host, options.port, error) from None
     sock.settimeout(0.0)
     return sock

@@ -104,6 +104,7 @@ def test_a_key_is_made_rotated_and_revoked(admin: Admin, door: GatewayProcess) -
     assert (asks(door, secret), asks(door, other["secret"])) == (401, 200)
     assert door.weir("keys", "list", "--user", "grace").stdout.count("revoked") == 1
     rotated = admin.ask("POST", f"keys/{other['id']}/rotate", status=201)
+    assert "'sim2'" in admin.refused("POST", "keys", {"user": "grace", "models": ["sim2"]}, status=404)[1]
     assert asks(door, other["secret"]) == 401
     assert asks(door, rotated["secret"]) == 200
 

@@ -343,7 +343,7 @@ def test_a_port_in_use_is_told_with_its_mend() -> None:
         door = Door(FakeServing(), metrics=Metrics(clock), clock=clock, build=Build(version="0"))
         first = GrpcServer(door, "127.0.0.1", 0)
         await first.start()
-        with pytest.raises(ConfigError, match="--grpc-port"):
+        with pytest.raises(ConfigError, match=r"is in use.*--grpc-port"):
             await GrpcServer(door, "127.0.0.1", first.port).start()
         await first.stop(0)
 

@@ -73,29 +73,35 @@ def _bounded(data: bytes, number: int, most_bytes: int) -> bytes:
 
 
 def understood(raw: RawLine, endpoint: str) -> Line:
-    """Return what a line says. Raises ParameterError."""
+    """Return what a line says. Raises ParameterError, in whose message its number is."""
+    this = f"line {raw.number}"
     try:
         fields = msgspec.json.decode(raw.data, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ParameterError(
-            f"the line is no JSON object: {error}",
+            f"{this} is no JSON object: {error}",
             param="line",
             reason="invalid_json_line",
             mend="one object a line",
         ) from error
     values = {name: value if name == "body" else _plain(value) for name, value in fields.items()}
-    line = convert(values, Line)
+    line = convert(values, Line, what=this)
     if not 0 < len(line.custom_id) <= _CUSTOM_ID:
         raise ParameterError(
-            f"the custom_id is not 1 to {_CUSTOM_ID} letters", param="custom_id", reason="invalid_custom_id"
+            f"the custom_id of {this} is not 1 to {_CUSTOM_ID} letters",
+            param="custom_id",
+            reason="invalid_custom_id",
         )
     if line.method != "POST":
         raise ParameterError(
-            f"the method is {line.method[:20]!r}", param="method", reason="invalid_method", mend="write POST"
+            f"the method of {this} is {line.method[:20]!r}",
+            param="method",
+            reason="invalid_method",
+            mend="write POST",
         )
     if line.url != endpoint:
         raise ParameterError(
-            f"the url is {line.url[:80]!r}, and the batch is of {endpoint}",
+            f"the url of {this} is {line.url[:80]!r}, and the batch is of {endpoint}",
             param="url",
             reason="mismatched_endpoint",
             mend="make a batch for each endpoint",

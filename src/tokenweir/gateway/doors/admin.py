@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tokenweir.access.directory import Directory, Key, Team, Tier, User
-from tokenweir.access.wording import key_id, key_text, lifetime
+from tokenweir.access.wording import key_id, key_text, lifetime, need_known
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.ids import format_id
@@ -169,6 +169,7 @@ async def create_key(door: Door, call: Call) -> None:
     caller = await door.caller(call, "admin")
     wanted = await body_of(door, call, said.NewKey)
     lasts_ns = lifetime(wanted.expires) if wanted.expires is not None else None
+    need_known(wanted.models, door.direct.pool.models)
 
     def make(directory: Directory) -> said.MadeKey:
         key, secret = directory.issue(

@@ -228,25 +228,25 @@ def _only(
     return found
 
 
-def convert(value: object, kind: type[T], *, place: str = "") -> T:
-    """Return a decoded value as a type. Raises ParameterError naming the field that is of another."""
+def convert(value: object, kind: type[T], *, place: str = "", what: str = "the request") -> T:
+    """Return a decoded value as a type; ``what`` it is part of. Raises ParameterError naming the field at fault."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
+        fault, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").removeprefix(".")
         param = ".".join(part for part in (place, field) if part).replace(".[", "[")
-        if "missing required field" in what:
-            missing = what.rpartition("field `")[2].rstrip("`")
+        if "missing required field" in fault:
+            missing = fault.rpartition("field `")[2].rstrip("`")
             param = f"{param}.{missing}" if param else missing
             raise ParameterError(
-                f"the request has no {param!r}",
+                f"{what} has no {param!r}",
                 param=param,
                 reason="missing_required_parameter",
                 mend="name it",
             ) from error
         raise ParameterError(
-            f"{param!r} cannot be used: {what}",
+            f"{param!r} cannot be used: {fault}",
             param=param or "body",
             reason="invalid_type",
             mend="give it the type that GET /openapi.json tells",

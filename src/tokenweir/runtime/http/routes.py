@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
@@ -54,7 +55,17 @@ def find(method: str, path: str) -> tuple[str, Route]:
         name = _MODEL + "{id}"
     route = ROUTES.get(name)
     if route is None:
-        raise UnknownPathError(f"there is no {path!r}", mend=f"the paths are {', '.join(ROUTES)}")
+        raise UnknownPathError(f"there is no {path!r}", mend=_nearest(path))
     if method != route.method and (method, route.method) != ("HEAD", "GET"):
         raise MethodError(f"{path!r} does not answer {method}", allowed=route.method)
     return name, route
+
+
+def _nearest(path: str) -> str:
+    """Return what to ask instead: the path that is most like this one, else what most ask for."""
+    near = difflib.get_close_matches(path, ROUTES, n=1, cutoff=0.75)
+    return (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "POST /v1/chat/completions asks, GET /v1/models lists models"
+    )

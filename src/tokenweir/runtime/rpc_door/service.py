@@ -196,7 +196,7 @@ class GrpcServer:
                 self.port = self._server.add_secure_port(self.address, self._credentials)
         except RuntimeError as error:
             raise ConfigError(
-                f"{self.address} cannot be listened on",
+                f"port {self.port} is in use on {self._host}, or may not be listened on",
                 mend="stop what uses it, or choose another with --grpc-port (0 picks a free one)",
             ) from error
         await self._server.start()

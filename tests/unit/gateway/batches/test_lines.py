@@ -67,6 +67,24 @@ def test_a_line_has_always_the_same_request_and_no_other_has_it() -> None:
     assert file_of(BATCH, AT, "output") != file_of(BATCH, AT, "error")
 
 
+def test_what_is_wrong_with_a_line_is_told_with_its_number() -> None:
+    for data, said in (
+        (b'{"method": "POST", "url": "/v1/embeddings", "body": {}}', "line 7 has no 'custom_id'"),
+        (b"[]", "line 7 is no JSON object"),
+        (
+            b'{"custom_id": "a", "method": "GET", "url": "/v1/embeddings", "body": {}}',
+            "the method of line 7 is 'GET'",
+        ),
+        (
+            b'{"custom_id": "a", "method": "POST", "url": "/v1/x", "body": {}}',
+            "the url of line 7 is '/v1/x', and the batch is of /v1/embeddings",
+        ),
+    ):
+        with pytest.raises(ParameterError) as caught:
+            understood(RawLine(7, data), "/v1/embeddings")
+        assert caught.value.message.startswith(said)
+
+
 @given(st.binary(max_size=60))
 def test_whatever_a_line_is_it_is_understood_or_refused(data: bytes) -> None:
     with pytest.raises(ParameterError):

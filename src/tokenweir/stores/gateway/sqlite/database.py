@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, Generic, TypeVar, cast
 
 import sqlalchemy as sa
 
-from tokenweir.core.errors import ConfigError, DiskFullError, UnavailableError, WeirError
+from tokenweir.core.errors import ConfigError, DiskFullError, StoreHeldError, UnavailableError, WeirError
 from tokenweir.stores.gateway.schema import BRANCH, SCRIPTS
 from tokenweir.stores.migrate import upgrade
 from tokenweir.stores.records import BUSY_TIMEOUT_MS, records_engine
@@ -181,7 +181,7 @@ def _lock(path: Path) -> BinaryIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(
+        raise StoreHeldError(
             f"another process has the gateway's database {str(path)!r} open",
             mend="stop it, or set another with WEIR_HOME or stores.gateway",
         ) from None
