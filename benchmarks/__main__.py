@@ -30,6 +30,7 @@ NAMES = (
     "gateway_queued",
     "gateway_events",
     "gateway_scaled",
+    "gateway_collector",
     "gateway_start",
 )
 """Every benchmark, in the order of the tables in the documentation."""

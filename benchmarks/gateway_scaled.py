@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from deploy.services.group import SERVICES, Services, choose_runner
-
 from benchmarks.gateway_load import QUEUED, Load, drive, front_door, request, simulator, submitted
+from benchmarks.gateway_services import shared_stores, table
 from benchmarks.harness import Figure, Result, measured
 
-HOME = Path(__file__).parent / "cache" / "services"
 IN_FLIGHT = 256
 WINDOW_S = 2.0
-STORES = {"gateway": "postgresql", "quota": "redis", "queue": "rabbitmq", "events": "kafka"}
 
 FIGURES = (
     Figure("accepted", "requests/s", (), 5_000.0),
@@ -32,16 +29,8 @@ FIGURES = (
 def measure(rounds: int) -> Result:
     """Measure acceptance by one gateway process; the services and the client share what it leaves of the cores."""
     how = f"POST /v1/requests, {IN_FLIGHT} in flight, one gateway process; services and client on the same machine"
-    services = Services(HOME, runner=choose_runner("local"))
-    started = services.start(list(SERVICES))
-    try:
-        if started.errors:
-            raise RuntimeError(f"services did not start: {started.errors}")
-        lines = [f'{store} = "{started.urls[name][name]}"' for store, name in STORES.items()]
-        stores = "\n".join(["[stores]", *lines, ""])
-        return measured("gateway_scaled", how, rounds, lambda _: _round(stores), FIGURES)
-    finally:
-        services.stop()
+    with shared_stores() as urls:
+        return measured("gateway_scaled", how, rounds, lambda _: _round(table(urls)), FIGURES)
 
 
 def _round(stores: str) -> Mapping[str, float]:

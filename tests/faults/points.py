@@ -72,7 +72,7 @@ WORKER = (
     _point("told, job not acknowledged", f"{_QUEUE}:acknowledge", "before", fits=_queue(REQUESTS)),
 )
 COLLECTOR = (
-    _point("end in hand, not read", f"{_INTAKE}:get", "before"),
+    _point("end in hand, not read", f"{_INTAKE}:find", "before"),
     _point("read, not in the ledger", f"{_LEDGER}:settle", "before"),
     _point("in the ledger, not counted", f"{_LEDGER}:settle", "after"),
     _point("counted, log not dropped", f"{_EVENTS}:forget", "before"),

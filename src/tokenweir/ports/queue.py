@@ -9,13 +9,18 @@ import msgspec
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Work on one accepted request. ``attempt`` is the one to claim; ``priority`` higher is sooner (0–9)."""
+    """Work on one accepted request. ``attempt`` is the one to claim; ``priority`` higher is sooner (0–9).
+
+    ``log`` is a hint for whoever settles: the whole log that this attempt wrote, as it is to be filed. A queue may
+    leave it out, and so may who publishes: it stands in the event log as well.
+    """
 
     request: bytes
     lane: int
     attempt: int = 1
     priority: int = 0
     errors: tuple[str, ...] = ()
+    log: bytes = b""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):

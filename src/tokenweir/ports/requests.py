@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -62,6 +62,14 @@ class RequestStore(Protocol):
 
     async def cancel(self, request: bytes) -> RequestRecord | None:
         """Ask that a request be stopped; the lease holder obeys. Returns the request, or ``None``."""
+        ...
+
+
+class RequestLookup(Protocol):
+    """Reads many requests in one call."""
+
+    async def find(self, requests: Sequence[bytes]) -> Mapping[bytes, RequestRecord]:
+        """Return those of the requests that are known; their filed logs are left empty."""
         ...
 
 

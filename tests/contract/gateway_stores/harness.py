@@ -17,7 +17,7 @@ from tokenweir.ports.intake import Acceptance, Intake, Mode
 from tokenweir.ports.ledger import Charge, Ledger, LedgerRow
 from tokenweir.ports.queue import DeadLetters, JobQueue
 from tokenweir.ports.quota import QuotaStore, QuotaUpkeep, Reserve
-from tokenweir.ports.requests import RequestStore, RequestUpkeep
+from tokenweir.ports.requests import RequestLookup, RequestStore, RequestUpkeep
 
 KEY, USER, TEAM = b"k" * 16, b"u" * 16, b"t" * 16
 LEASE_NS = 60_000_000_000
@@ -33,7 +33,7 @@ class Queue(JobQueue, DeadLetters, Protocol):
     """A job queue with its dead letters."""
 
 
-class Requests(RequestStore, RequestUpkeep, Protocol):
+class Requests(RequestStore, RequestLookup, RequestUpkeep, Protocol):
     """A request store with its upkeep."""
 
 

@@ -174,6 +174,21 @@ class IntakeContract:
 
         tell(place, story)
 
+    def test_many_are_found_at_once(self, place: Place) -> None:
+        async def story(stores: Stores) -> None:
+            wanted = [acceptance(reserve(), body=b"%d" % number) for number in range(3)]
+            outcomes = await stores.intake.accept(wanted)
+            first, *others = [each.reserve.request for each in wanted]
+            (taken,) = [each for each in outcomes if isinstance(each, Taken) and each.request == first]
+            await stores.requests.claim(first, attempt=1, lease_ns=LEASE_NS)
+            await stores.ledger.settle([charge(wanted[0].reserve, taken.at, last_seq=7, log=b"sealed")])
+            found = await stores.requests.find([*others, first, new_id()])
+            assert set(found) == {first, *others}
+            assert [found[each.reserve.request].body for each in wanted] == [b"0", b"1", b"2"]
+            assert (found[first].attempt, found[first].last_seq, found[first].log) == (1, 7, b"")
+
+        tell(place, story)
+
     def test_history_is_the_users_own_newest_first(self, place: Place) -> None:
         async def story(stores: Stores) -> None:
             ids = [bytes([number]) * 16 for number in range(1, 6)]

@@ -42,6 +42,10 @@ class Settler:
         """Settle a request; ``False``: it was settled before. Waits while the store is away, and loses nothing."""
         return await self._batcher.submit(charge)
 
+    async def settle_all(self, charges: Sequence[Charge]) -> Sequence[bool]:
+        """Settle a batch in one call of its own; otherwise as :meth:`settle`."""
+        return await self._settle(charges)
+
     def post(self, charge: Charge) -> None:
         """Settle a request without waiting for it."""
         self._batcher.post(charge)

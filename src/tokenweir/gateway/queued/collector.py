@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, aclosing
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import msgspec
 
@@ -14,15 +14,17 @@ from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.core.requests import Json
+from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.pipeline.line import Line
 from tokenweir.gateway.pipeline.processor import End
 from tokenweir.gateway.queued.endings import Ended, Finisher
-from tokenweir.gateway.queued.kept import ended, request_id
+from tokenweir.gateway.queued.kept import ended, file_log, request_id
 from tokenweir.gateway.queued.reading import Reading
+from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.gateway.queued.webhooks import WebhookError, Webhooks, errors_of_webhook
 from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.queue import Delivery, Job, JobQueue
-from tokenweir.ports.requests import RequestRecord, RequestStore
+from tokenweir.ports.requests import RequestLookup, RequestRecord, RequestStore
 from tokenweir.telemetry import genai
 from tokenweir.telemetry.logs import get_logger
 from tokenweir.telemetry.spans import UNTRACED, Span, Tracer, Value
@@ -30,9 +32,18 @@ from tokenweir.telemetry.spans import UNTRACED, Span, Tracer, Value
 _LOG = get_logger("tokenweir.gateway.collector")
 _AGAIN_S: Final = 0.5
 _AGAIN_NS: Final = 1_000_000_000
+_LOG_BYTES: Final = 16_384
+"""The longest log that travels with its result; of a longer one the collector reads the events."""
+_BATCH: Final = 256
+_CALLS: Final = 2
+_PREFETCH: Final = 1024
 _VISIBLE_S: Final = 5.0
 _VISIBLE: Final = 30
 """How often an end that is not in the log yet is looked for, and how long each time."""
+
+
+class RequestsByMany(RequestStore, RequestLookup, Protocol):
+    """Finds requests, one or many."""
 
 
 class LocalEnds:
@@ -64,6 +75,23 @@ class LocalEnds:
         finally:
             self.waiting -= 1
         return await self._tell(found.record, job, found.events) if found.record.webhook else None
+
+    def together(self, record: RequestRecord) -> bool:
+        """Whether an end is settled and filed and nothing else, so that :meth:`take_all` may take it."""
+        return self.line is None and not record.webhook
+
+    async def take_all(self, found: Sequence[Ended]) -> None:
+        """Settle and file many ends with one call for each."""
+        self.waiting += len(found)
+        taken_ns = self._clock.monotonic_ns()
+        try:
+            with contextlib.ExitStack() as spans:
+                for each in found if self.tracer is not None else ():
+                    spans.enter_context(self._traced(each))
+                await self._finisher.finish_all(found)
+            self.lag_ns = self._clock.monotonic_ns() - taken_ns
+        finally:
+            self.waiting -= len(found)
 
     def _traced(self, found: Ended) -> AbstractContextManager[Span]:
         if self.tracer is None:
@@ -107,29 +135,48 @@ class LocalEnds:
             if tries >= self._webhooks.policy.attempts:
                 return None
             errors = (*job.errors, f"webhook: {error.message}")
-            return msgspec.structs.replace(job, attempt=max(job.attempt, record.attempt) + 1, errors=errors)
+            attempt = max(job.attempt, record.attempt) + 1
+            return msgspec.structs.replace(job, attempt=attempt, errors=errors, log=b"")
         return None
 
 
 class RemoteEnds:
-    """Hands ends to a collector elsewhere, through a queue of results."""
+    """Hands ends to a collector elsewhere, through a queue of results, with their logs where those are short.
 
-    def __init__(self, results: JobQueue) -> None:
+    What gathers while results are being published goes with the next ones. :meth:`run` works until cancelled.
+    """
+
+    def __init__(self, results: JobQueue, sealer: Sealer) -> None:
         self._results = results
+        self._sealer = sealer
+        self._publishing: Batcher[Job, None] = Batcher(self._publish, name="queue of results", waiting=65_536)
+
+    async def run(self) -> None:
+        """Publish what comes."""
+        await self._publishing.run()
 
     async def take(self, found: Ended, job: Job) -> Job | None:
         """Publish that a request has ended; its events are in the log."""
-        await self._publish(found.record, job)
+        record = found.record
+        log = self._sealer.seal(record.request, file_log(found.events))
+        end = Job(
+            request=record.request,
+            lane=record.lane,
+            attempt=record.attempt,
+            priority=job.priority,
+            log=log if len(log) <= _LOG_BYTES else b"",
+        )
+        await self._publishing.submit(end)
         return None
+
+    async def _publish(self, batch: Sequence[Job]) -> Sequence[None]:
+        await self._results.publish(batch)
+        return [None] * len(batch)
 
     async def again(self, record: RequestRecord, job: Job) -> Job | None:
         """Nothing is left to do: the collector goes on by itself."""
         del record, job
         return None
-
-    async def _publish(self, record: RequestRecord, job: Job) -> None:
-        end = Job(request=record.request, lane=record.lane, attempt=record.attempt, priority=job.priority)
-        await self._results.publish([end])
 
 
 class Collector:
@@ -139,34 +186,86 @@ class Collector:
         self,
         results: JobQueue,
         *,
-        requests: RequestStore,
+        requests: RequestsByMany,
         events: EventLog,
         reading: Reading,
         ends: LocalEnds,
-        concurrency: int = 512,
+        prefetch: int = _PREFETCH,
     ) -> None:
         self._results = results
         self._requests = requests
         self._events = events
         self._reading = reading
         self._ends = ends
-        self._concurrency = concurrency
+        self._prefetch = prefetch
+        self._group: asyncio.TaskGroup | None = None
+        self._arrived: Batcher[Delivery, None] = Batcher(
+            self._collect_all, name="collector", most=_BATCH, waiting=1 << 20, calls=_CALLS
+        )
 
     async def run(self) -> None:
         """Collect, again and again."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._arrived.run())
             while True:
                 try:
-                    await self._take(group)
+                    await self._take()
                 except (UnavailableError, DiskFullError) as error:
                     _LOG.warning("the queue of results is away", reason=str(error))
                 await asyncio.sleep(_AGAIN_S)
 
-    async def _take(self, group: asyncio.TaskGroup) -> None:
-        deliveries = self._results.deliveries(prefetch=self._concurrency)
+    async def _take(self) -> None:
+        deliveries = self._results.deliveries(prefetch=self._prefetch)
         async with aclosing(cast("AsyncGenerator[Delivery]", deliveries)) as coming:
             async for delivery in coming:
-                group.create_task(self._collect(delivery))
+                self._arrived.post(delivery)
+
+    async def _collect_all(self, batch: Sequence[Delivery]) -> Sequence[None]:
+        """Collect ends with one call to each store, and those apart that need more than that."""
+        try:
+            rest = await self._settle_all(batch)
+        except (UnavailableError, DiskFullError) as error:
+            _LOG.warning("ends wait for their store", ends=len(batch), reason=str(error))
+            rest = batch
+        except Exception:  # noqa: BLE001 - the collector's boundary: apart, the one at fault is found
+            _LOG.exception("ends cannot be collected together", ends=len(batch))
+            rest = batch
+        for delivery in rest:
+            if self._group is not None:
+                self._group.create_task(self._collect(delivery))
+        return [None] * len(batch)
+
+    async def _settle_all(self, batch: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Settle what has only to be settled and filed, and return what is left."""
+        records = await self._requests.find([delivery.job.request for delivery in batch])
+        found: dict[bytes, Ended] = {}
+        done: list[Delivery] = []
+        rest: list[Delivery] = []
+        for delivery in batch:
+            request = delivery.job.request
+            record = records.get(request)
+            if record is not None and record.ended_at is None and self._ends.together(record):
+                events = self._brought(record, delivery.job)
+                if events:
+                    kept = self._reading.kept(record)
+                    found[request] = Ended(record=record, kept=kept, events=events, log=delivery.job.log)
+            (done if request in found else rest).append(delivery)
+        if found:
+            await self._ends.take_all(list(found.values()))
+            await self._results.acknowledge(done)
+        return rest
+
+    def _brought(self, record: RequestRecord, job: Job) -> tuple[Event, ...]:
+        """Return the events that came with a result, where they count.
+
+        They were in the log before the result was published. Whoever has claimed the request since then may have shut
+        them out of it; before that, nobody can.
+        """
+        if not job.log or job.attempt != record.attempt:
+            return ()
+        events = self._reading.filed(record.request, job.log)
+        return events if ended(events) else ()
 
     async def _collect(self, delivery: Delivery) -> None:
         """Collect one end; it stays in hand while a store is away."""
@@ -201,11 +300,12 @@ class Collector:
             return None
         if record.ended_at is not None:
             return await self._ends.again(record, job)
-        events = await self._whole(record)
+        events = self._brought(record, job) or await self._whole(record)
         if not ended(events):
             if len(job.errors) >= _VISIBLE:
                 raise UnseenEndError(f"the end of {record.request.hex()} is not in the event log")
-            return msgspec.structs.replace(job, attempt=job.attempt + 1, errors=(*job.errors, "no end yet"))
+            errors = (*job.errors, "no end yet")
+            return msgspec.structs.replace(job, attempt=job.attempt + 1, errors=errors, log=b"")
         kept = self._reading.kept(record)
         return await self._ends.take(Ended(record=record, kept=kept, events=events), job)
 

@@ -24,11 +24,15 @@ _FORGETS: Final = 512
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with all its events, the last of which is its end."""
+    """A request with all its events, the last of which is its end.
+
+    ``log`` is what is filed of them, where somebody has made it already.
+    """
 
     record: RequestRecord
     kept: Kept
     events: tuple[Event, ...]
+    log: bytes = b""
 
 
 class Metered(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +102,11 @@ class Finisher:
         await self._settler.settle(self._charge(ended))
         await self._forgetting.submit((record.request, record.lane))
 
+    async def finish_all(self, ended: Sequence[Ended]) -> None:
+        """Settle, file and forget a batch, with one call for each."""
+        await self._settler.settle_all([self._charge(each) for each in ended])
+        await self._events.forget([(each.record.request, each.record.lane) for each in ended])
+
     async def forget(self, record: RequestRecord) -> None:
         """Drop the events of a request whose log is filed."""
         await self._forgetting.submit((record.request, record.lane))
@@ -134,7 +143,7 @@ class Finisher:
             source=found.source,
             ending=ending,
         )
-        log = self._sealer.seal(record.request, file_log(ended.events))
+        log = ended.log or self._sealer.seal(record.request, file_log(ended.events))
         return Charge(row=row, log=log, last_seq=ended.events[-1].seq)
 
 

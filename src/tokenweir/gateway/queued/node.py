@@ -33,13 +33,13 @@ from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.intake import Intake
 from tokenweir.ports.queue import DeadLetters, JobQueue, QueueDepth
 from tokenweir.ports.quota import QuotaStore
-from tokenweir.ports.requests import RequestStore, RequestUpkeep
+from tokenweir.ports.requests import RequestLookup, RequestStore, RequestUpkeep
 
 _CALLS: Final = 2
 """Batches on their way to stores that are servers."""
 
 
-class Requests(RequestStore, RequestUpkeep, Protocol):
+class Requests(RequestStore, RequestLookup, RequestUpkeep, Protocol):
     """A request store with its upkeep."""
 
 
@@ -112,6 +112,7 @@ class Workshop:
         self.ends = LocalEnds(self._finisher, Webhooks(policy.webhooks, clock), self.reading, clock)
         self.ends.line = policy.end_line
         self.line = policy.work_line
+        self._remote = None if stores.results is None else RemoteEnds(stores.results, self.sealer)
         self.asker = Asker(pool, clock)
         self.leases = Leases(
             stores.requests,
@@ -127,7 +128,7 @@ class Workshop:
                 events=self.events,
                 leases=self.leases,
                 asker=self.asker if policy.work_line is None else PipedAsker(self.asker, policy.work_line),
-                ends=self.ends if stores.results is None else RemoteEnds(stores.results),
+                ends=self._remote or self.ends,
                 sealer=self.sealer,
             ),
             clock=clock,
@@ -142,6 +143,8 @@ class Workshop:
         """Work until cancelled; with ``collects`` also take ends from the queue of results, where there is one."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._finisher.run())
+            if self._remote is not None:
+                group.create_task(self._remote.run())
             group.create_task(self.worker.run(jobs=self._policy.works))
             group.create_task(self._sweeper.run())
             if collects and self.stores.results is not None:

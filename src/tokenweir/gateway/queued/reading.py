@@ -61,7 +61,7 @@ class Reading:
     async def events(self, record: RequestRecord, *, after: int = -1) -> list[Event]:
         """Return the events above ``after`` that there are now."""
         if record.ended_at is not None:
-            return shown(event for event in self._filed(record) if event.seq > after)
+            return shown(event for event in self.filed(record.request, record.log) if event.seq > after)
         first = opening(record)
         later = await self._events.read(record.request, record.lane, after=max(after, first[-1].seq))
         if not later and (now := await self._requests.get(record.request)) and now.ended_at is not None:
@@ -100,8 +100,9 @@ class Reading:
                 return
             wait_s = _LOOK_S
 
-    def _filed(self, record: RequestRecord) -> tuple[Event, ...]:
-        return filed_log(self._sealer.open(record.request, record.log)) if record.log else ()
+    def filed(self, request: bytes, log: bytes) -> tuple[Event, ...]:
+        """Return the events of a log as it is filed. Raises SealError."""
+        return filed_log(self._sealer.open(request, log)) if log else ()
 
     async def status(self, record: RequestRecord) -> dict[str, Json]:
         """Return what a caller is told of a request: a fold over its events."""

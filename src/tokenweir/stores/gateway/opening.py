@@ -21,7 +21,7 @@ from tokenweir.ports.intake import Intake
 from tokenweir.ports.ledger import Ledger
 from tokenweir.ports.queue import DeadLetters, JobQueue
 from tokenweir.ports.quota import QuotaStore, QuotaUpkeep
-from tokenweir.ports.requests import RequestStore, RequestUpkeep
+from tokenweir.ports.requests import RequestLookup, RequestStore, RequestUpkeep
 from tokenweir.stores.gateway.sqlite.batches import SqliteBatches
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
@@ -49,7 +49,7 @@ class Jobs(JobQueue, DeadLetters, Protocol):
     """A job queue with its dead letters."""
 
 
-class Requests(RequestStore, RequestUpkeep, Protocol):
+class Requests(RequestStore, RequestLookup, RequestUpkeep, Protocol):
     """A request store with its upkeep."""
 
 

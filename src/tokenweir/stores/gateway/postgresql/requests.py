@@ -22,7 +22,8 @@ _COLUMNS: Final = (
     " last_seq, log, first_offset"
     f", greatest(0, lease_until - {NOW}), deadline_at - {NOW}"
 )
-_LISTED: Final = _COLUMNS.replace("body, body_hash", "''::bytea, body_hash").replace(" log,", " ''::bytea,")
+_UNFILED: Final = _COLUMNS.replace(" log,", " ''::bytea,")
+_LISTED: Final = _UNFILED.replace("body, body_hash", "''::bytea, body_hash")
 _GIVEN: Final = {
     "request": "bytea",
     "key_id": "bytea",
@@ -137,6 +138,12 @@ class PostgresqlRequests:
         """Return a request, or ``None``."""
         query = f"SELECT {_COLUMNS} FROM gateway_requests WHERE request = $1"  # noqa: S608 - own words
         return _only(await self._database.fetch(query, request))
+
+    async def find(self, requests: Sequence[bytes]) -> Mapping[bytes, RequestRecord]:
+        """Return those of the requests that are known; their filed logs are left empty."""
+        query = f"SELECT {_UNFILED} FROM gateway_requests WHERE request = ANY($1::bytea[])"  # noqa: S608 - own words
+        rows = await self._database.fetch(query, list(requests))
+        return {record.request: record for record in map(_record, rows)}
 
     async def history(self, user: bytes, *, before: bytes | None, limit: int) -> Sequence[RequestRecord]:
         """Return a user's requests, newest first, older than ``before``; bodies and logs are left empty."""

@@ -262,7 +262,7 @@ class RabbitQueue:
                 job = _decode(message.body).job
                 if job.request == request:
                     if again:
-                        await self.publish([msgspec.structs.replace(job, attempt=job.attempt + 1)])
+                        await self.publish([msgspec.structs.replace(job, attempt=job.attempt + 1, log=b"")])
                     await channel.basic_ack(message.delivery_tag)
                     return True
 

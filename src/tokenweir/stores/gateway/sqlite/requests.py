@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -23,7 +23,8 @@ _COLUMNS: Final = (
     " last_seq, log, first_offset"
 )
 _FIELDS: Final = RequestRecord.__struct_fields__[:-2]
-_LISTED: Final = _COLUMNS.replace("body, body_hash", "x'', body_hash").replace(" log,", " x'',")
+_UNFILED: Final = _COLUMNS.replace(" log,", " x'',")
+_LISTED: Final = _UNFILED.replace("body, body_hash", "x'', body_hash")
 _INSERT: Final = (
     "INSERT INTO gateway_requests (request, key_id, user_id, team_id, model, mode, lane, route, at, body,"
     " body_hash, idempotency, priority, deadline_at, webhook, published, attempt, lease_until, last_seq, log)"
@@ -127,6 +128,14 @@ class SqliteRequests:
         query = f"SELECT {_COLUMNS} FROM gateway_requests WHERE request = ?"  # noqa: S608 - own words
         row = await self._database.read(lambda connection: connection.execute(query, (request,)).fetchone())
         return self._record(row) if row else None
+
+    async def find(self, requests: Sequence[bytes]) -> Mapping[bytes, RequestRecord]:
+        """Return those of the requests that are known; their filed logs are left empty."""
+        query = f"SELECT {_UNFILED} FROM gateway_requests WHERE request = ?"  # noqa: S608 - own words
+        rows = await self._database.read(
+            lambda connection: [connection.execute(query, (request,)).fetchone() for request in requests]
+        )
+        return {record.request: record for record in (self._record(row) for row in rows if row)}
 
     async def history(self, user: bytes, *, before: bytes | None, limit: int) -> Sequence[RequestRecord]:
         """Return a user's requests, newest first, older than ``before``; bodies and logs are left empty."""

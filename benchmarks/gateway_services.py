@@ -1,0 +1,39 @@
+"""PostgreSQL, Redis, RabbitMQ and Kafka on this machine, for the benchmarks of what runs over shared stores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+from deploy.services.group import SERVICES, Services, choose_runner
+
+from tokenweir.stores.gateway.opening import StoreUrls
+
+HOME = Path(__file__).parent / "cache" / "services"
+STORES = {"gateway": "postgresql", "quota": "redis", "queue": "rabbitmq", "events": "kafka"}
+
+
+@contextlib.contextmanager
+def shared_stores() -> Generator[Mapping[str, str]]:
+    """Run the services while the block runs, and yield the URLs of ``[stores]`` by name. They begin empty."""
+    services = Services(HOME, runner=choose_runner("local"))
+    services.stop()
+    services.purge()
+    started = services.start(list(SERVICES))
+    try:
+        if started.errors:
+            raise RuntimeError(f"services did not start: {started.errors}")
+        yield {store: started.urls[name][name] for store, name in STORES.items()}
+    finally:
+        services.stop()
+
+
+def table(urls: Mapping[str, str]) -> str:
+    """Return the settings' ``[stores]``, to which more of its keys may be added."""
+    return "\n".join(["[stores]", *(f'{store} = "{url}"' for store, url in urls.items()), ""])
+
+
+def store_urls(urls: Mapping[str, str]) -> StoreUrls:
+    """Return the same for who opens the stores in his own process."""
+    return StoreUrls(**urls)
