@@ -208,6 +208,40 @@ def test_responses_and_batches_pass_it_too(example: GatewayProcess, model: Recor
     assert "ada@" not in asked
 
 
+def test_a_conversation_is_kept_as_the_model_was_told_it(example: GatewayProcess, model: Recorder) -> None:
+    client = example.client(new_user(example, "zoe").key)
+    tool: Any = {
+        "type": "function",
+        "name": "mail",
+        "description": "Mails zoe@example.com.",
+        "parameters": {},
+        "strict": False,
+    }
+    first = client.responses.create(
+        model="good", input="I am zoe@example.com.", instructions="Obey zoe@example.com.", tools=[tool]
+    )
+    given: Any = [
+        {"type": "function_call", "call_id": "c1", "name": "mail", "arguments": '{"to":"zoe@example.com"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "sent to zoe@example.com"},
+    ]
+    second = client.responses.create(model="good", input=given, previous_response_id=first.id)
+    events = list(
+        client.responses.create(model="good", input="?", previous_response_id=second.id, stream=True)
+    )
+    said = [message["content"] for message in model.sent[-1].body["messages"]]
+    # The system message is the template's; instructions are for one response alone.
+    assert said[1:] == ["I am [email].", CLEAN, None, "sent to [email]", CLEAN, "?"]
+    assert client.responses.retrieve(first.id).instructions == "Obey [email]."
+    shown = [first, second, client.responses.retrieve(second.id), *events]
+    shown += [item for each in (first, second) for item in client.responses.input_items.list(each.id)]
+    texts = "".join(each.to_json() for each in shown)
+    assert "I am [email]." in texts
+    stored = b"".join(path.read_bytes() for path in example.home.glob("gateway.db*"))
+    assert b"Obey [email]." in stored
+    assert "zoe@" not in texts + json.dumps([sent.body for sent in model.sent])
+    assert b"zoe@" not in stored
+
+
 def test_a_hook_changes_refuses_and_is_not_waited_for_too_long(
     hooked: GatewayProcess, hooks: Recorder, model: Recorder
 ) -> None:

@@ -62,12 +62,16 @@ async def shaped(door: Door, caller: Caller, request: bytes, wish: Wish) -> Wish
     kept = wish.kept
     before = raw = bytes(kept.body)
     if door.line is not None:
+        told = cast("dict[str, Json]", fields_of(bytes(kept.said))) if bytes(kept.said) else {}
         number = RequestId(int.from_bytes(request, "big"))
         ask = _ask(caller, kept.path, number, cast("dict[str, Json]", fields_of(raw)))
-        ask = msgspec.structs.replace(ask, relayed=False, streamed=wish.mode == "stream")
-        raw = (await _pass(door.line, ask, raw)).raw
+        ask = msgspec.structs.replace(ask, relayed=False, streamed=wish.mode == "stream", told=told)
+        passed = await _pass(door.line, ask, raw)
+        raw = passed.raw
+        if passed.asked.ask.told is not told:
+            kept = msgspec.structs.replace(kept, said=msgspec.Raw(msgspec.json.encode(passed.asked.ask.told)))
     lessened = door.lessen(caller, raw, queued=True)
-    if lessened.raw is before:
+    if lessened.raw is before and kept is wish.kept:
         return wish
     kept = msgspec.structs.replace(kept, body=msgspec.Raw(lessened.raw), degraded=lessened.what)
     return msgspec.structs.replace(wish, kept=kept)

@@ -30,6 +30,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     ``request`` is its ``req_…``, ``path`` its route. ``relayed``: its answer comes back through this stage, and
     ``streamed`` says how. ``tier`` is known at the door alone. ``degraded``: the load of now has made less of it since.
+    ``told`` is what is kept beside the body of a response, to be told again: ``echo`` of its parameters, its ``items``,
+    and the messages ``before`` it.
     """
 
     stage: Stage
@@ -43,6 +45,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     relayed: bool = True
     streamed: bool = False
     degraded: bool = False
+    told: Mapping[str, Json] = {}
 
     @property
     def model(self) -> str:

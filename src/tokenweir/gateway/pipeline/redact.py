@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 import msgspec
@@ -18,7 +19,21 @@ from tokenweir.gateway.pipeline.redacted_answers import RedactedEvents, Redacted
 from tokenweir.gateway.queued.endings import Ended
 
 _PROMPTS: Final = ("messages", "prompt", "input", "tools")
-_OPAQUE: Final = frozenset({"url", "type", "role", "id", "tool_call_id", "data", "format"})
+_ECHOED: Final = ("instructions", "tools")
+_TOLD: Final = ("items", "before")
+_OPAQUE: Final = frozenset(
+    {
+        "url",
+        "image_url",
+        "type",
+        "role",
+        "id",
+        "call_id",
+        "tool_call_id",
+        "data",
+        "format",
+    }
+)
 """Fields that are no text of anybody: pictures and sounds, names of the protocol."""
 
 
@@ -97,9 +112,19 @@ class Redact(Processor):
         """Return the request with redacted prompts."""
         if not self._settings.prompts:
             return ask
-        before = {name: ask.fields[name] for name in _PROMPTS if name in ask.fields}
-        after = {name: redacted(value, self._redactor) for name, value in before.items()}
-        return ask if after == before else ask.having(**after)
+        fields = self._changed(ask.fields, _PROMPTS)
+        if fields:
+            ask = ask.having(**fields)
+        told = self._changed(ask.told, _TOLD)
+        echo = ask.told.get("echo")
+        if isinstance(echo, dict) and (echoed := self._changed(echo, _ECHOED)):
+            told["echo"] = {**echo, **echoed}
+        return msgspec.structs.replace(ask, told={**ask.told, **told}) if told else ask
+
+    def _changed(self, fields: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
+        """Return those of the fields that are other ones when they are redacted."""
+        found = {name: redacted(fields[name], self._redactor) for name in names if name in fields}
+        return {name: value for name, value in found.items() if value != fields[name]}
 
 
 class RedactAnswers(Redact):

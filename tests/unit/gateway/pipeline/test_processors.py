@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tokenweir.core.clock import VirtualClock
@@ -134,7 +135,21 @@ def test_prompts_are_redacted_wherever_they_say_it_but_not_in_what_is_no_text() 
     assert found["messages"][0]["content"][1] == content[1]
     assert found["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"to":"#"}'
     assert passed(through, ask(messages=None, input=["a@b.org", "x"])).ask.fields["input"] == ["#", "x"]
-    clean = ask()
+    item = {"id": "a@b.org", "type": "function_call_output", "call_id": "a@b.org", "output": "a@b.org"}
+    picture = {"type": "input_image", "image_url": "https://a@b.org/x.png"}
+    told: Any = {
+        "echo": {"instructions": "tell a@b.org", "user": "a@b.org"},
+        "items": [item, {"type": "message", "role": "user", "content": [picture]}],
+        "before": [],
+        "background": True,
+    }
+    kept: Any = passed(through, msgspec.structs.replace(ask(), told=told)).ask.told
+    assert kept == {
+        **told,
+        "echo": {"instructions": "tell #", "user": "a@b.org"},
+        "items": [{**item, "output": "#"}, told["items"][1]],
+    }
+    clean = msgspec.structs.replace(ask(), told={"items": [], "echo": {"instructions": None}})
     assert passed(through, clean).ask is clean
     refusing = built({"use": "redact", "patterns": ["email"], "answers": True, "streams": "refuse"})
     with pytest.raises(ParameterError, match="not in streams"):
