@@ -5,13 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tokenweir.core.events import Completed, Started, Token, Usage
+from tokenweir.wire.v1 import inference_pb2 as pb
+from tokenweir.wire.v1.events import to_event
+from tokenweir.wire.v1.service import SERVICE
 
 
 class _Quiet(BaseHTTPRequestHandler):
@@ -104,3 +111,46 @@ def remembering() -> Generator[tuple[str, list[dict[str, str]]]]:
 
     with _running(Handler) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}", seen
+
+
+@contextmanager
+def remembering_rpc() -> Generator[tuple[str, list[dict[str, str]]]]:
+    """Run a model server with one answer over gRPC; yields its URL, and the metadata of the requests for it."""
+    seen: list[dict[str, str]] = []
+    answer = [
+        Started(seq=0, model="sim"),
+        Token(seq=1, text="hi", count=1),
+        Usage(seq=2, input_tokens=3, output_tokens=1),
+        Completed(seq=3, finish_reason="stop"),
+    ]
+
+    def converse(commands: Iterator[pb.Command], context: grpc.ServicerContext) -> Iterator[pb.Notice]:
+        seen.append({name: str(value) for name, value in context.invocation_metadata()})
+        command = next(commands)
+        yield pb.Notice(
+            streams=[pb.StreamEvents(stream=command.stream, events=[to_event(each) for each in answer])]
+        )
+
+    def health(_request: pb.HealthRequest, _context: grpc.ServicerContext) -> pb.HealthReply:
+        return pb.HealthReply(ready=True)
+
+    methods = {
+        "Converse": grpc.stream_stream_rpc_method_handler(
+            converse,
+            request_deserializer=pb.Command.FromString,
+            response_serializer=pb.Notice.SerializeToString,
+        ),
+        "Health": grpc.unary_unary_rpc_method_handler(
+            health,
+            request_deserializer=pb.HealthRequest.FromString,
+            response_serializer=pb.HealthReply.SerializeToString,
+        ),
+    }
+    server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"grpc://localhost:{port}", seen
+    finally:
+        server.stop(None).wait()

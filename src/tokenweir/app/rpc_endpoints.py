@@ -8,6 +8,7 @@ from typing import Final, Protocol, cast
 
 from tokenweir.config import EndpointSettings
 from tokenweir.core.errors import ConfigError, MissingExtraError
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.pool import Rpc
 from tokenweir.gateway.endpoints.upstream import Timeouts
 from tokenweir.gateway.running import timeouts_of
@@ -19,7 +20,7 @@ _SCHEMES: Final = ("grpc://", "grpcs://")
 class _Module(Protocol):
     """What the client's module offers."""
 
-    def client(self, endpoint: EndpointSettings, timeouts: Timeouts) -> Rpc: ...
+    def client(self, endpoint: EndpointSettings, timeouts: Timeouts, rules: AddressRules) -> Rpc: ...
 
 
 def rpcs_of(endpoints: Sequence[EndpointSettings], settings: Settings) -> dict[str, Rpc]:
@@ -45,4 +46,5 @@ def rpcs_of(endpoints: Sequence[EndpointSettings], settings: Settings) -> dict[s
             f"endpoints over gRPC need the package {error.name!r}, which is not installed",
             mend="pip install 'tokenweir[runtime]'",
         ) from error
-    return {endpoint.name: module.client(endpoint, timeouts_of(settings)) for endpoint in chosen}
+    timeouts, rules = timeouts_of(settings), AddressRules.parse(settings.endpoint_networks)
+    return {endpoint.name: module.client(endpoint, timeouts, rules) for endpoint in chosen}

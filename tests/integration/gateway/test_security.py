@@ -106,7 +106,8 @@ def test_a_worker_and_its_model_service_prove_themselves_over_grpc(
     model = directory(tmp_path / "model", itl="1ms")
     with serve(model, "--grpc-port", "0", log=tmp_path / "log") as served:
         assert served.url.startswith("https://")
-        asks = endpoint("one", f"grpcs://{served.grpc}", model="model", kind="tokenweir")
+        port = served.grpc.rpartition(":")[2]
+        asks = endpoint("one", f"grpcs://localhost:{port}", model="model", kind="tokenweir")
         trusts = f'[endpoints.tls]\nca = "{ca.certificate}"\n'
         shown = f'certificate = "{worker.certificate}"\nkey = "{worker.key}"\n'
         brief = "[worker]\nattempts = 1\n"
@@ -120,6 +121,11 @@ def test_a_worker_and_its_model_service_prove_themselves_over_grpc(
             user = User(stranger.url, stranger.key)
             told = user.until(user.submit(model="model", tokens=5), "failed")
             assert "no gRPC with" in told["error"]["message"]
+        narrow = '[gateway]\nendpoint_networks = ["10.0.0.0/8"]\n'
+        with gateway(narrow + brief + asks + trusts + shown) as kept_in:
+            user = User(kept_in.url, kept_in.key)
+            told = user.until(user.submit(model="model", tokens=5), "failed")
+            assert "which may not be called" in told["error"]["message"]
 
 
 def test_a_certificate_that_has_expired_is_one_line_at_the_start(tmp_path: Path) -> None:

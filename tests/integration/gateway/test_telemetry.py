@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
-from tests.factories.otlp import otlp_sink, remembering
+from tests.factories.otlp import otlp_sink, remembering, remembering_rpc
 from tests.factories.queued import User, waiting
 
 from tokenweir.sim.process import SimProcess
@@ -180,6 +180,19 @@ def test_traces_go_from_the_caller_through_gateway_and_queue_to_the_endpoint(sec
             f"00-{TRACE}-{span.span_id.hex()}-01" for span in (direct, queued)
         ]
         assert b"sparrow" not in b"".join(span.SerializeToString() for _, span in sink.spans)
+
+
+def test_a_model_server_is_told_of_the_trace_over_grpc_too(secret: Path) -> None:
+    with otlp_sink() as sink, remembering_rpc() as (url, seen):
+        settings = f'[telemetry]\ntraces = "{sink.url}"\ntraces_header = "file:{secret}"\n'
+        with gateway(settings + endpoint("one", url, kind="tokenweir")) as door:
+            user = User(door.url, door.key)
+            answer = user.ask("POST", "/v1/requests", {**CHAT, "mode": "stream"}, traceparent=PARENT)
+            user.until(str(answer.json()["request_id"]), "completed")
+            assert door.stop() == 0
+        (asked,) = (span for _, span in sink.spans if span.name == "chat sim")
+        assert asked.trace_id.hex() == TRACE
+        assert [each["traceparent"] for each in seen] == [f"00-{TRACE}-{asked.span_id.hex()}-01"]
 
 
 def test_nothing_is_traced_and_nothing_is_loaded_where_nobody_asks_for_it() -> None:

@@ -47,8 +47,13 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Rpc(Protocol):
     """A model server that is asked over gRPC."""
 
-    def answer(self, kind: Kind, body: bytes, *, model: str) -> AsyncGenerator[Sequence[Event]]:
-        """Yield the events of a request with OpenAI's body, up to its end. Raises ParameterError, EndpointError."""
+    def answer(
+        self, kind: Kind, body: bytes, *, model: str, headers: bytes = b""
+    ) -> AsyncGenerator[Sequence[Event]]:
+        """Yield the events of a request with OpenAI's body, up to its end; ``headers`` are lines that go with it.
+
+        Raises ParameterError, EndpointError.
+        """
         ...
 
     async def health(self) -> str:

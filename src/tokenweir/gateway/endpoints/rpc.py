@@ -6,6 +6,7 @@ Credits pace the server: it sends no more tokens than were taken. Leaving an ans
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -19,6 +20,7 @@ from tokenweir.config import ClientTlsSettings, EndpointSettings
 from tokenweir.core.errors import ConfigError, EndpointError, OverloadedError, ProtocolError, UnreachableError
 from tokenweir.core.events import Accepted, Cancelled, Completed, Event, Failed, Queued, Started, Token, Usage
 from tokenweir.core.requests import Json, Kind
+from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.rpc_requests import embed_request, generate_request
 from tokenweir.gateway.endpoints.upstream import Timeouts
 from tokenweir.wire.v1 import inference_pb2 as pb
@@ -28,6 +30,7 @@ from tokenweir.wire.v1.service import InferenceClient, StreamCall, error_of
 _SCHEMES: Final = ("grpc", "grpcs")
 _CREDITS: Final = 256
 _GRANT: Final = 64
+_V4: Final = 4
 _S: Final = 1_000_000_000
 _BYTES: Final = 64 << 20
 _AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -40,10 +43,10 @@ _STATUSES: Final = {
 }
 
 
-def client(endpoint: EndpointSettings, timeouts: Timeouts) -> RpcClient:
+def client(endpoint: EndpointSettings, timeouts: Timeouts, rules: AddressRules) -> RpcClient:
     """Return the client of an endpoint. Raises ConfigError."""
     key = "" if endpoint.key is None else endpoint.key.read()
-    return RpcClient(endpoint.url, key=key, timeouts=timeouts, tls=endpoint.tls)
+    return RpcClient(endpoint.url, key=key, timeouts=timeouts, tls=endpoint.tls, rules=rules)
 
 
 def _credentials(tls: ClientTlsSettings | None) -> grpc.ChannelCredentials:
@@ -66,7 +69,11 @@ def _credentials(tls: ClientTlsSettings | None) -> grpc.ChannelCredentials:
 
 
 class RpcClient:
-    """Requests to ``grpc://HOST:PORT``, or ``grpcs://…`` over TLS. ``key`` is sent as a bearer token."""
+    """Requests to ``grpc://HOST:PORT``, or ``grpcs://…`` over TLS. ``key`` is sent as a bearer token.
+
+    The name is resolved here, and the channel is opened to those of its addresses that ``rules`` allow. It is resolved
+    anew after the server was away.
+    """
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class RpcClient:
         key: str = "",
         timeouts: Timeouts | None = None,
         tls: ClientTlsSettings | None = None,
+        rules: AddressRules | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES or not parts.hostname or parts.port is None or parts.path.strip("/"):
@@ -82,37 +90,77 @@ class RpcClient:
                 f"the endpoint URL {url!r} cannot be used", mend="write grpc:// or grpcs://, host and port"
             )
         self.authority = parts.netloc
+        self._host, self._port = parts.hostname, parts.port
+        self._rules = rules or AddressRules()
         self._credentials = _credentials(tls) if parts.scheme == "grpcs" else None
         self._key = key or None
         self._timeouts = timeouts or Timeouts()
         self._channel: grpc.aio.Channel | None = None
+        self._target = ""
+        self._retired: grpc.aio.Channel | None = None
+        self._away = False
 
     async def close(self) -> None:
         """Close the connection; calls on their way end."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(None)
+        for channel in (self._channel, self._retired):
+            if channel is not None:
+                await channel.close(None)
+        self._channel = self._retired = None
 
-    def _client(self) -> InferenceClient:
-        if self._channel is None:
-            options = (("grpc.max_receive_message_length", _BYTES), ("grpc.max_reconnect_backoff_ms", 2000))
-            self._channel = (
-                grpc.aio.insecure_channel(self.authority, options=options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(self.authority, self._credentials, options=options)
-            )
-        return InferenceClient(self._channel, key=self._key)
+    async def _client(self, headers: bytes = b"") -> InferenceClient:
+        """Return what calls the server, with header lines as metadata. Raises UnreachableError."""
+        channel = self._channel
+        if channel is None or self._away:
+            channel = await self._opened()
+        return InferenceClient(channel, key=self._key, metadata=_metadata(headers))
+
+    async def _opened(self) -> grpc.aio.Channel:
+        """Return a channel to where the name leads now: the one there is, unless that is elsewhere."""
+        try:
+            async with asyncio.timeout(self._timeouts.connect_ns / _S):
+                target = _target(await self._rules.resolve(self._host, self._port), self._port)
+        except (OSError, TimeoutError) as error:
+            raise UnreachableError(
+                f"no gRPC with {self.authority}: its name leads nowhere", mend="see that its URL is right"
+            ) from error
+        self._away = False
+        if self._channel is not None and target == self._target:
+            return self._channel
+        options = (
+            ("grpc.max_receive_message_length", _BYTES),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.default_authority", self.authority),
+        )
+        # What is on its way on the old channel ends there; only the one before that is closed.
+        before, self._retired = self._retired, self._channel
+        self._target = target
+        self._channel = made = (
+            grpc.aio.insecure_channel(target, options=options)
+            if self._credentials is None
+            else grpc.aio.secure_channel(target, self._credentials, options=options)
+        )
+        if before is not None:
+            await before.close(None)
+        return made
+
+    def _explained(self, error: grpc.aio.AioRpcError) -> EndpointError:
+        self._away = self._away or error.code() is grpc.StatusCode.UNAVAILABLE
+        return _explained(self.authority, error)
 
     async def health(self) -> str:
         """Return why the server takes no requests; "" where it does. Raises EndpointError."""
         try:
-            told = await self._client().health(timeout_s=self._timeouts.connect_ns / _S)
+            told = await (await self._client()).health(timeout_s=self._timeouts.connect_ns / _S)
         except grpc.aio.AioRpcError as error:
-            raise _explained(self.authority, error) from error
+            raise self._explained(error) from error
         return "" if told.ready else told.reason or "it is not ready"
 
-    async def answer(self, kind: Kind, body: bytes, *, model: str) -> AsyncGenerator[Sequence[Event]]:
+    async def answer(
+        self, kind: Kind, body: bytes, *, model: str, headers: bytes = b""
+    ) -> AsyncGenerator[Sequence[Event]]:
         """Yield the events of a request with OpenAI's body as they come, up to its end; closing it before cancels it.
+
+        ``headers`` are lines that go with it as metadata.
 
         Raises:
             ParameterError: the body says something that cannot be said over gRPC.
@@ -120,29 +168,32 @@ class RpcClient:
         """
         fields: dict[str, Json] = msgspec.json.decode(body)
         if kind == "embedding":
-            yield await self._embed(embed_request(fields, model=model))
+            yield await self._embed(embed_request(fields, model=model), headers)
             return
-        async with aclosing(self._generate(generate_request(kind, fields, model=model))) as batches:
+        asked = generate_request(kind, fields, model=model)
+        async with aclosing(self._generate(asked, await self._client(headers))) as batches:
             async for batch in batches:
                 events = [event for event in batch if not isinstance(event, Accepted | Queued)]
                 if events:
                     yield events
 
-    async def _embed(self, request: pb.EmbedRequest) -> Sequence[Event]:
+    async def _embed(self, request: pb.EmbedRequest, headers: bytes) -> Sequence[Event]:
         try:
-            reply = await self._client().embed(request, timeout_s=self._timeouts.head_ns / _S)
+            reply = await (await self._client(headers)).embed(request, timeout_s=self._timeouts.head_ns / _S)
         except grpc.aio.AioRpcError as error:
-            raise _explained(self.authority, error) from error
+            raise self._explained(error) from error
         return [
             Started(seq=0, model=request.model),
             Usage(seq=0, input_tokens=reply.input_tokens, output_tokens=0),
             Completed(seq=0, embeddings=tuple(tuple(vector.values) for vector in reply.vectors)),
         ]
 
-    async def _generate(self, request: pb.GenerateRequest) -> AsyncGenerator[Sequence[Event]]:
+    async def _generate(
+        self, request: pb.GenerateRequest, client: InferenceClient
+    ) -> AsyncGenerator[Sequence[Event]]:
         commands: asyncio.Queue[pb.Command] = asyncio.Queue()
         commands.put_nowait(pb.Command(stream=1, submit=pb.Submit(request=request, credits=_CREDITS)))
-        call = self._client().converse(_all_of(commands))
+        call = client.converse(_all_of(commands))
         taken = 0
         try:
             notices = aiter(call)
@@ -173,7 +224,23 @@ class RpcClient:
         except StopAsyncIteration:
             raise ProtocolError(f"{self.authority} ended the call amid an answer") from None
         except grpc.aio.AioRpcError as error:
-            raise _explained(self.authority, error) from error
+            raise self._explained(error) from error
+
+
+def _target(addresses: Sequence[str], port: int) -> str:
+    """Return the addresses in gRPC's words; it tries them in order."""
+    found = [ipaddress.ip_address(address.partition("%")[0]) for address in dict.fromkeys(addresses)]
+    if all(address.version == _V4 for address in found):
+        return "ipv4:" + ",".join(f"{address}:{port}" for address in found)
+    # One target has one family; in it stand those of the old kind as well.
+    mapped = [f"::ffff:{address}" if address.version == _V4 else str(address) for address in found]
+    return "ipv6:" + ",".join(f"[{address}]:{port}" for address in mapped)
+
+
+def _metadata(headers: bytes) -> Sequence[tuple[str, str]]:
+    """Return header lines, each with its end, as metadata."""
+    lines = (line.partition(": ") for line in headers.decode("latin-1").split("\r\n"))
+    return [(name, value) for name, _, value in lines if name]
 
 
 def _end(call: StreamCall[pb.Notice]) -> None:

@@ -109,7 +109,7 @@ class Asker:
         attempt.asked_ns = self.measures.now()
         with self._traced(attempt, endpoint) as span:
             if endpoint.rpc is not None:
-                rest = await self._over_rpc(attempt, endpoint, endpoint.rpc, write)
+                rest = await self._over_rpc(attempt, endpoint, endpoint.rpc, write, span)
                 self._count(attempt, rest, span)
                 return rest
             head, body = _request(endpoint, kept, span)
@@ -174,11 +174,15 @@ class Asker:
         finally:
             watch.left(ticket)
 
-    async def _over_rpc(self, attempt: Attempt, endpoint: Endpoint, rpc: Rpc, write: Write) -> list[Event]:
+    async def _over_rpc(
+        self, attempt: Attempt, endpoint: Endpoint, rpc: Rpc, write: Write, span: Span
+    ) -> list[Event]:
         kept, streamed = attempt.kept, attempt.kept.streamed(attempt.record)
         came: list[Event] = []
         times = self.measures.stream(attempt.record.model, "queued", attempt.asked_ns)
-        answer = rpc.answer(kept.kind, bytes(kept.body), model=endpoint.facts.upstream_model)
+        answer = rpc.answer(
+            kept.kind, bytes(kept.body), model=endpoint.facts.upstream_model, headers=span.headers
+        )
         try:
             async with aclosing(answer) as batches:
                 async for batch in batches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar, cast
 
 import grpc.aio
@@ -52,11 +52,18 @@ class StreamCall(Protocol[AnswerT_co]):
 
 
 class InferenceClient:
-    """Calls the service over an open channel. ``key`` is sent as a bearer token."""
+    """Calls the service over an open channel. ``key`` is sent as a bearer token, ``metadata`` as it is."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, key: str | None = None) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        key: str | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self._channel = channel
-        self._metadata = (("authorization", f"Bearer {key}"),) if key is not None else None
+        bearer = (("authorization", f"Bearer {key}"),) if key is not None else ()
+        self._metadata = (*bearer, *metadata) or None
         self._methods = {method.name: method for method in METHODS}
 
     def converse(
