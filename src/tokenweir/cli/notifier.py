@@ -15,6 +15,7 @@ PATHS: Final = frozenset(
     {
         "/v1/requests/{id}",
         "/v1/requests/{id}/events",
+        "/v1/responses/{id}",
         "/status/{id}",
         "/events/{id}",
         "/api/status/{id}",
@@ -32,7 +33,7 @@ _PORT: Final = 8081
     "--port", type=int, default=_PORT, show_default=True, help="Port to listen on; 0 picks a free one."
 )
 def command(*, host: str | None, port: int) -> None:
-    """Tell how requests stand and stream their events, apart from the gateways that take requests on.
+    """Tell how requests and responses stand and stream their events, apart from the gateways that take them on.
 
     It needs stores that several processes may share; over embedded ones, weir up does all of it.
     """

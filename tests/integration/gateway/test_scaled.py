@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from openai import NotFoundError, OpenAI
 from tests.factories.gateways import endpoint
 from tests.factories.queued import User, waiting
 from tests.factories.scaled import Child, Scaled, scaled
@@ -60,6 +61,29 @@ def _reads_on(deployed: Deployed) -> str:
     return request
 
 
+def _response_reads_on(deployed: Deployed) -> str:
+    """The stream of a response is read on at a notifier, which takes none on."""
+    with (
+        OpenAI(base_url=f"{deployed.one.url}/v1", api_key=deployed.one.key) as client,
+        OpenAI(base_url=f"{deployed.notified.url}/v1", api_key=deployed.one.key) as notifier,
+    ):
+        asked = client.responses.create(
+            model="sim", input="Count.", max_output_tokens=40, background=True, stream=True
+        )
+        seen: list[dict[str, Any]] = [next(asked).to_dict() for _ in range(6)]
+        asked.close()
+        name: str = seen[0]["response"]["id"]
+        seen += [
+            event.to_dict() for event in notifier.responses.retrieve(name, stream=True, starting_after=5)
+        ]
+        assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
+        assert seen[-1]["type"] == "response.incomplete"
+        assert notifier.responses.retrieve(name).to_dict() == seen[-1]["response"]
+        with pytest.raises(NotFoundError, match="there is no '/v1/responses' here"):
+            notifier.responses.create(model="sim", input="Count.")
+    return f"req_{name.removeprefix('resp_')}"
+
+
 def _cancelled(deployed: Deployed) -> str:
     """A request that one gateway took on is cancelled at another, and a third process stops."""
     request = deployed.one.submit(tokens=4000)
@@ -76,6 +100,7 @@ def test_processes_apart_are_one_gateway(deployed: Deployed) -> None:
     made, one, other = deployed.scaled, deployed.one, deployed.other
     streamed = _reads_on(deployed)
     cancelled = _cancelled(deployed)
+    response = _response_reads_on(deployed)
     single = one.submit(mode="single", tokens=5, key="once")
     assert other.submit(mode="single", tokens=5, key="once") == single
     told = other.until(single, "completed")
@@ -88,8 +113,8 @@ def test_processes_apart_are_one_gateway(deployed: Deployed) -> None:
         {"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3},
     )
     assert direct.status == 200
-    rows = waiting(lambda: rows if len(rows := made.ledger()) == 4 else None, "the row of the direct request")
-    assert {streamed, single, cancelled} < set(rows)
+    rows = waiting(lambda: rows if len(rows := made.ledger()) == 5 else None, "the row of the direct request")
+    assert {streamed, single, cancelled, response} < set(rows)
     assert rows[streamed]["output_tokens"] == "80"
     assert rows[single]["ending"] == "completed"
     assert rows[cancelled]["ending"] == "cancelled"
