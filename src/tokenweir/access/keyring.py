@@ -36,6 +36,7 @@ class CachedKeyring:
         self._revision = -1
         self._confirmed_ns = -STALE_NS
         self._asking = asyncio.Semaphore(4)
+        self._asked: dict[bytes, asyncio.Future[Caller]] = {}
         self.changed = asyncio.Event()
         """Set when the directory is seen to have changed, and then replaced: open sockets look at their key again."""
 
@@ -53,10 +54,38 @@ class CachedKeyring:
         caller = self.cached(key)
         if caller is not None:
             return caller
-        digest, key_id = digest_of(key), id_of(key)
+        digest = digest_of(key)
         refused = self._entries.get(digest)
         if refused is not None and refused.caller is None and self._clock.wall_ns() < refused.until_ns:
             raise _refusal()
+        asked = self._asked.get(digest)
+        if asked is None:
+            return await self._ask_for_all(digest, id_of(key))
+        await asyncio.wait((asked,))
+        # Whoever asked may have been cancelled amid it.
+        return await self.authenticate(key) if asked.cancelled() else asked.result()
+
+    async def _ask_for_all(self, digest: bytes, key_id: bytes) -> Caller:
+        """Ask the directory once for all who show the same key meanwhile."""
+        asked = self._asked[digest] = asyncio.get_running_loop().create_future()
+        try:
+            caller = await self._ask(digest, key_id)
+        except WeirError as error:
+            asked.set_exception(error)
+            # It is raised here; nobody else need be there to take it.
+            asked.exception()
+            raise
+        except BaseException:
+            asked.cancel()
+            raise
+        else:
+            asked.set_result(caller)
+            return caller
+        finally:
+            if self._asked.get(digest) is asked:
+                del self._asked[digest]
+
+    async def _ask(self, digest: bytes, key_id: bytes) -> Caller:
         revision = self._revision
         found = await self._find(key_id)
         caller = None
@@ -96,6 +125,8 @@ class CachedKeyring:
         if revision != self._revision:
             self._revision = revision
             self._entries.clear()
+            # What is being asked may have been read before the change.
+            self._asked.clear()
             changed, self.changed = self.changed, asyncio.Event()
             changed.set()
         self._confirmed_ns = before

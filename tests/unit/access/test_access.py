@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,59 @@ def test_the_keyring_asks_the_directory_once_and_learns_of_changes(directory: Di
             await keyring.authenticate(make_key().text)
 
     asyncio.run(story())
+
+
+class GatedDirectory(Directory):
+    """Answers when it is let, and counts how often it is asked."""
+
+    def __init__(self, url: str, clock: VirtualClock) -> None:
+        super().__init__(url, clock)
+        self.asked = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+        self.times = 0
+
+    def find(self, key: bytes) -> tuple[bytes, Caller, int | None] | None:
+        self.times += 1
+        self.asked.release()
+        assert self.let.acquire(timeout=30)
+        return super().find(key)
+
+
+def test_many_who_show_one_key_at_once_have_the_directory_asked_once(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    directory = GatedDirectory(f"sqlite:///{tmp_path / 'access.db'}", clock)
+    directory.add_user("ada")
+    _, text = directory.issue("ada", "laptop")
+    unknown = make_key().text
+
+    async def story() -> None:
+        keyring = CachedKeyring(directory, clock)
+        await keyring.look()
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(keyring.authenticate(text))
+            await asyncio.to_thread(directory.asked.acquire, timeout=30)
+            others = [group.create_task(keyring.authenticate(text)) for _ in range(50)]
+            await asyncio.sleep(0)
+            # Who asked for all of them leaves: one of the others asks, once.
+            first.cancel()
+            directory.let.release(2)
+        assert {other.result().key for other in others} == {id_of(text)}
+        assert directory.times == 2
+
+        directory.let.release()
+
+        async def is_refused() -> None:
+            with pytest.raises(UnauthorizedError):
+                await keyring.authenticate(unknown)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(50):
+                group.create_task(is_refused())
+        assert directory.times == 3
+
+    asyncio.run(story())
+    directory.close()
 
 
 def test_a_cache_that_was_not_confirmed_is_not_believed(directory: Directory, clock: VirtualClock) -> None:
