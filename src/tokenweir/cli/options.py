@@ -13,3 +13,11 @@ class Options:
 
     config: Path | None = None
     overrides: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def flags(self) -> list[str]:
+        """Return them as they are typed, for a process that is to have the same settings."""
+        named = [] if self.config is None else ["--config", str(self.config)]
+        return [
+            *named,
+            *(part for key, value in self.overrides.items() for part in ("--set", f"{key}={value}")),
+        ]

@@ -21,6 +21,7 @@ def start(overrides: Mapping[str, object] | None = None) -> Settings:
     """
     context = click.get_current_context(silent=True)
     options = (context.find_object(Options) if context else None) or Options()
-    settings = load_config(options.config, overrides={**options.overrides, **(overrides or {})})
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    settings = load_config(options.config, overrides={**options.overrides, **given})
     logs.configure(settings.log.level, settings.log.format)
     return settings

@@ -10,6 +10,7 @@ import click
 
 from tokenweir.app import Settings
 from tokenweir.app.gateway import first_key, opener
+from tokenweir.cli.options import Options
 from tokenweir.cli.start import start
 from tokenweir.config import EndpointSettings, home
 from tokenweir.core.errors import ConfigError
@@ -42,20 +43,37 @@ def command(*, host: str | None, port: int | None, ready_file: Path | None) -> N
     """
     settings = start({"gateway.host": host, "gateway.port": port})
     with contextlib.ExitStack() as local:
-        endpoints = settings.endpoints or (_local(local),)
+        endpoints = settings.endpoints or (_local(local, settings),)
         run(
             opener(settings, endpoints),
             lambda gateway: _announce(gateway, settings, ready_file),
         )
 
 
-def _local(local: contextlib.ExitStack) -> EndpointSettings:
-    """Start a model of this machine: the one that ships, or a simulated one where none can be served."""
+def _local(local: contextlib.ExitStack, settings: Settings) -> EndpointSettings:
+    """Start a model of this machine: the one that ships, or a simulated one where none can be served.
+
+    Raises ConfigError where it would not speak with the gateway alone.
+    """
     model = shipped_model()
     if model is not None and can_serve():
-        log = home() / "runtime.log"
-        server = local.enter_context(RuntimeProcess(model, log))
-        return EndpointSettings(name="local", kind="tokenweir", url=server.url, model=server.model)
+        if settings.runtime.tls is not None:
+            raise ConfigError(
+                "[runtime.tls] is set, and no endpoint is configured: weir up would serve a model to itself alone",
+                mend="leave it out; or run weir runtime apart, and name it in [[endpoints]] with its tls table",
+            )
+        flags = click.get_current_context().ensure_object(Options).flags()
+        # Whatever [runtime] says of addresses, nobody else is to reach it.
+        server = local.enter_context(
+            RuntimeProcess(model, home() / "runtime.log", "--host", "127.0.0.1", flags=flags)
+        )
+        return EndpointSettings(
+            name="local",
+            kind="tokenweir",
+            url=server.url,
+            model=server.model,
+            key=settings.runtime.api_key,
+        )
     simulator = local.enter_context(SimProcess())
     return EndpointSettings(name="local", kind="sim", url=simulator.url, model="sim")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -31,17 +32,27 @@ class RuntimeProcess:
     It ends with this process, too, however that ends.
 
     ``url`` is valid inside the block, ``model`` is the name to ask for. Its log goes to ``log``. More options of the
-    command may be given as they are typed.
+    command may be given as they are typed, and in ``flags`` those that stand before its name.
 
     Raises:
         MissingExtraError: on entry: MLX is not installed.
         ResourceError: on entry: the server ended or did not answer in time; the message has its last words.
     """
 
-    def __init__(self, model: Path, log: Path, *options: str) -> None:
+    def __init__(self, model: Path, log: Path, *options: str, flags: Sequence[str] = ()) -> None:
         self.model = model.name
         self.url = ""
-        self._command = [sys.executable, "-m", "tokenweir", "runtime", str(model), "--port", "0", *options]
+        self._command = [
+            sys.executable,
+            "-m",
+            "tokenweir",
+            *flags,
+            "runtime",
+            str(model),
+            "--port",
+            "0",
+            *options,
+        ]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.factories.engines import model
 
+from tokenweir.cli.options import Options
 from tokenweir.runtime.process import RuntimeProcess, can_serve
 
 pytestmark = pytest.mark.skipif(not can_serve(), reason="needs the extra 'runtime'")
@@ -37,6 +38,17 @@ def test_it_serves_within_the_block_and_is_gone_after_it(tmp_path: Path) -> None
             assert door.getresponse().status == 200
     assert not Path(f"/proc/{pid}").exists()
     assert log.exists()
+
+
+def test_it_has_the_settings_of_its_starter(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret", encoding="utf-8")
+    flags = Options(overrides={"runtime.api_key": f"file:{key}"}).flags()
+    with RuntimeProcess(model(tmp_path), tmp_path / "log", "--engine", "sim", flags=flags) as server:
+        door = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+        with contextlib.closing(door):
+            door.request("GET", "/v1/models")
+            assert door.getresponse().status == 401
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not a child")

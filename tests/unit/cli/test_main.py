@@ -12,6 +12,7 @@ import pytest
 from tokenweir import __version__
 from tokenweir.cli import main
 from tokenweir.cli.options import Options
+from tokenweir.cli.start import start
 from tokenweir.core import errors
 from tokenweir.core.errors import WeirError
 
@@ -145,6 +146,23 @@ def test_flags_before_the_command_reach_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(main.COMMANDS, "doctor", main.Entry(f"{__name__}:listening", ""))
     assert main.run(["--log-level", "debug", "--set", "bench.workers=2", "doctor"]) == 0
     assert seen == [Options(overrides={"log.level": "debug", "bench.workers": "2"})]
+
+
+def test_a_flag_that_is_not_given_leaves_what_was_set_before_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, str]] = []
+
+    @click.command()
+    def command() -> None:
+        settings = start({"gateway.port": None, "gateway.host": "::1"})
+        seen.append((settings.gateway.port, settings.gateway.host))
+
+    monkeypatch.setattr(sys.modules[__name__], "listening", command, raising=False)
+    monkeypatch.setitem(main.COMMANDS, "doctor", main.Entry(f"{__name__}:listening", ""))
+    said = ("--set", "gateway.port=9000", "--set", "gateway.host=127.0.0.2")
+    assert main.run([*said, "doctor"]) == 0
+    assert seen == [(9000, "::1")]
 
 
 def test_every_command_exists_and_tells_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,32 @@
+"""``weir up`` without endpoints: the model that ships, served to the gateway alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.factories.gateways import GatewayProcess, gateway
+
+from tokenweir.runtime.process import can_serve
+
+pytestmark = pytest.mark.skipif(not can_serve(), reason="needs the extra 'runtime'")
+
+
+def test_its_key_is_known_and_its_address_is_its_own(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret", encoding="utf-8")
+    with gateway(f'[runtime]\napi_key = "file:{key}"\nhost = "0.0.0.0"\n') as door:
+        told = door.client().chat.completions.create(
+            model="good", messages=[{"role": "user", "content": "What is 38 + 47?"}], max_tokens=8
+        )
+        assert told.choices[0].message.content
+        assert "http://127.0.0.1:" in (door.home / "runtime.log").read_text(encoding="utf-8")
+
+
+def test_tls_between_the_two_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    made = GatewayProcess(tmp_path, '[runtime.tls]\ncertificate = "server.pem"\nkey = "server.key"\n')
+    ended = made.weir("up", "--port", "0")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("weir: [runtime.tls] is set, and no endpoint is configured")
+    assert "name it in [[endpoints]]" in ended.stderr
+    assert ended.stderr.count("\n") == 1
