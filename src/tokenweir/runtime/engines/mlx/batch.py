@@ -13,6 +13,7 @@ from typing import Final
 
 from tokenweir.ports.inference import Broken, Drawn, StepEvent, StepLimits
 from tokenweir.runtime.engines.mlx import framework
+from tokenweir.runtime.engines.mlx.cpu_model import fastest
 from tokenweir.runtime.engines.mlx.framework import Cache, Model, TokenResponse
 from tokenweir.runtime.engines.mlx.kept_prompts import LEAST, KeptPrompts
 from tokenweir.runtime.engines.mlx.lean_batch import put_in
@@ -40,10 +41,11 @@ class BatchLane:
     """Decodes many sequences together, a token each per step."""
 
     def __init__(self, model: Model, kept: KeptPrompts | None) -> None:
-        self._model = model
         self._kept = kept
+        with framework.device_stream():
+            self._forward = fastest(model)
         self._trimmable = framework.always_trimmable(model)
-        self._generator = framework.batching(model, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
+        self._generator = framework.batching(self._forward, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
         self._lean = put_in(self._generator)
         self._waiting: deque[Row] = deque()
         self._rows: dict[int, Row] = {}
@@ -231,7 +233,7 @@ class BatchLane:
         self._uid_of.clear()
         self._reading.clear()
         self._generator.close()
-        self._generator = framework.batching(self._model, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
+        self._generator = framework.batching(self._forward, batch=PREFILL_BATCH, prefill_batch=PREFILL_BATCH)
         self._lean = put_in(self._generator)
         for row in lost:
             row.pending.append(broken(row.id, error))

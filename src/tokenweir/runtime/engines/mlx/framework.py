@@ -51,14 +51,21 @@ Cache = list[LayerCache]
 """What all layers remember of one sequence."""
 
 
-class Model(Protocol):
-    """A language model: tokens by row to logits by row and place."""
+class Forward(Protocol):
+    """What computes a language model: tokens by row to logits by row and place."""
 
-    layers: Sequence[Any]
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The layers, a cache for each."""
+        ...
 
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Return the logits."""
         ...
+
+
+class Model(Forward, Protocol):
+    """A language model of MLX LM."""
 
     def parameters(self) -> dict[str, Any]:
         """Return the weights, nested."""
@@ -125,7 +132,7 @@ class Batching(Protocol):
         ...
 
 
-def batching(model: Model, *, batch: int, prefill_batch: int) -> Batching:
+def batching(model: Forward, *, batch: int, prefill_batch: int) -> Batching:
     """Return continuous batching over ``model``."""
     generator: Any = _generate.BatchGenerator(
         cast("Any", model), completion_batch_size=batch, prefill_batch_size=prefill_batch
@@ -142,6 +149,11 @@ def stop_at(tokens: tuple[int, ...]) -> Any:  # noqa: ANN401 - opaque, for Batch
 def new_cache(model: Model) -> Cache:
     """Return an empty cache."""
     return cast("Cache", _cache.make_prompt_cache(cast("Any", model)))
+
+
+def batch_cache(model: Model, rows: int) -> Cache:
+    """Return an empty cache of a batch of ``rows`` sequences."""
+    return [_cache.BatchKVCache([0] * rows) for _ in model.layers]
 
 
 def can_trim(cache: Cache) -> bool:
