@@ -31,6 +31,7 @@ NAMES = (
     "gateway_events",
     "gateway_scaled",
     "gateway_collector",
+    "gateway_tokens",
     "gateway_start",
 )
 """Every benchmark, in the order of the tables in the documentation."""

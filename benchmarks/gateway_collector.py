@@ -11,20 +11,17 @@ import asyncio
 import contextlib
 import os
 import secrets
-import signal
-import subprocess
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import msgspec
 
 from benchmarks.gateway_load import QUEUED
-from benchmarks.gateway_services import shared_stores, store_urls, table
-from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Figure, Result, measured, process_cpu, weir
+from benchmarks.gateway_services import process, shared_stores, store_urls, table
+from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Figure, Result, measured, process_cpu
 from tokenweir.core.events import Completed, Event, Started, Token, Usage
 from tokenweir.core.ids import uuid7
 from tokenweir.core.quota import Amounts, Limit
@@ -75,10 +72,12 @@ def measure(rounds: int) -> Result:
         " collector process on one core; services and publisher on the same machine"
     )
     with shared_stores() as urls:
-        return measured("gateway_collector", how, rounds, lambda _: asyncio.run(_round(urls)), FIGURES)
+        return measured(
+            "gateway_collector", how, rounds, lambda scratch: asyncio.run(_round(urls, scratch)), FIGURES
+        )
 
 
-async def _round(urls: Mapping[str, str]) -> Mapping[str, float]:
+async def _round(urls: Mapping[str, str], scratch: Path) -> Mapping[str, float]:
     os.sched_setaffinity(0, {CLIENT_CORE})
     try:
         async with open_stores(store_urls(urls)) as stores, _published(stores) as fill:
@@ -87,7 +86,8 @@ async def _round(urls: Mapping[str, str]) -> Mapping[str, float]:
             paced = await fill.ended(int(RATE * PACED_S), _whole())
             await fill.publish(backlog)
             await fill.publish(streams)
-            with _collector(urls) as pid:
+            settings = f'{table(urls)}access = "sqlite:///{scratch}/access.db"\n'
+            with process("collector", settings, cores=[SERVER_CORE], log=scratch / "collector.log") as pid:
                 # Its start counts no more once it has settled something.
                 first = await fill.settled_to(len(backlog) + len(streams) + len(paced) - 1)
                 before, cpu = fill.open, process_cpu(pid)
@@ -315,28 +315,3 @@ async def _alone(stores: GatewayStores, ended: Sequence[Ended]) -> float:
             [Settle(request=each.row.request, actual=each.row.amounts()) for each in some]
         )
     return len(charges) / took
-
-
-@contextlib.contextmanager
-def _collector(urls: Mapping[str, str]) -> Generator[int]:
-    """Run ``weir collector`` on a core of its own."""
-    with TemporaryDirectory(prefix="weir-bench-collector-") as scratch:
-        home = Path(scratch)
-        settings, log = home / "weir.toml", home / "log"
-        settings.write_text(table(urls) + f'access = "sqlite:///{home}/access.db"\n')
-        with log.open("w") as output:
-            child = subprocess.Popen(
-                weir("--config", str(settings), "collector"),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
-            )
-        os.sched_setaffinity(child.pid, {SERVER_CORE})
-        try:
-            yield child.pid
-            if child.poll() is not None:
-                raise RuntimeError(log.read_text())
-        finally:
-            child.send_signal(signal.SIGTERM)
-            child.wait(PATIENCE_S)

@@ -157,8 +157,15 @@ def gateway(
 
 
 @contextmanager
-def front_door(upstream: str, *, more: str, access: Path, patience_s: float = START_S) -> Generator[Door]:
-    """Run ``weir gateway``, the front door alone, on a core of its own; ``more`` names its stores.
+def front_door(
+    upstream: str,
+    *,
+    more: str,
+    access: Path,
+    patience_s: float = START_S,
+    cores: Sequence[int] = (SERVER_CORE,),
+) -> Generator[Door]:
+    """Run ``weir gateway``, the front door alone, on a core of its own, or on others; ``more`` names its stores.
 
     ``access`` is the file of its keys, which is made.
     """
@@ -182,7 +189,7 @@ def front_door(upstream: str, *, more: str, access: Path, patience_s: float = ST
             stdin=subprocess.DEVNULL,
             env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
         )
-    os.sched_setaffinity(child.pid, {SERVER_CORE})
+    os.sched_setaffinity(child.pid, set(cores))
     try:
         while (found := _READY.search(log.read_text())) is None:
             if child.poll() is not None or time.monotonic() - began > START_S:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, get_args
 
 import msgspec
 
@@ -24,15 +24,20 @@ _NO_CONTENT: Final = 204
 _SEQ_LETTERS: Final = 18
 _JSON: Final = b"application/json"
 
+_NAMES: Final[dict[type, bytes]] = {
+    kind: str(kind.__struct_config__.tag).encode() for kind in get_args(Event)
+}
+
 encode_event = msgspec.json.Encoder().encode
 
 
 def sse(events: Sequence[Event]) -> bytes:
     """Return events on the wire: the id is the seq, the name is the type."""
     return b"".join(
-        b"id: %d\nevent: %b\ndata: %b\n\n"
-        % (event.seq, type(event).__struct_config__.tag.encode(), encode_event(event))  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue, reportOptionalMemberAccess]
-        for event in events
+        [
+            b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, _NAMES[type(event)], encode_event(event))
+            for event in events
+        ]
     )
 
 

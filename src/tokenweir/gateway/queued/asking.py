@@ -32,7 +32,7 @@ _TOO_MANY: Final = 429
 _BAD_GATEWAY: Final = 502
 
 Write = Callable[[Sequence[Event]], Awaitable[None]]
-"""Appends events to the request's log; returns once they are there."""
+"""Appends events to the request's log; returns when there may be more. All are there before its end is."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -221,7 +221,7 @@ class Asker:
             if isinstance(events[-1], Completed | Failed | Cancelled):
                 return events
             attempt.tokens = attempt.tokens or bool(tokens)
-            # What comes while this is being written gathers in the connection, and goes with the next append.
+            # What comes meanwhile gathers in the connection, and goes with the next append.
             await write(events)
 
     def _events(self, attempt: Attempt, endpoint: Endpoint, events: list[Event]) -> list[Event]:

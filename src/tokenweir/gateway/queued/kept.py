@@ -20,6 +20,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "/v1/embeddings": "embedding",
 }
 PATHS: Final[dict[Kind, str]] = {kind: path for path, kind in _KINDS.items()}
+_ENDS: Final = (Completed, Failed, Cancelled)
 _NOTHING: Final = msgspec.Raw()
 
 
@@ -100,7 +101,7 @@ def opening(record: RequestRecord) -> tuple[Event, ...]:
 
 def ended(events: Sequence[Event]) -> bool:
     """Whether the last event is an end."""
-    return bool(events) and isinstance(events[-1], Completed | Failed | Cancelled)
+    return bool(events) and isinstance(events[-1], _ENDS)
 
 
 def last_answer(events: Iterable[Event]) -> list[Event]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, cast
@@ -87,14 +86,19 @@ class Reading:
         while True:
             batches = self._events.follow(record.request, record.lane, after=after)
             async with aclosing(cast("AsyncGenerator[Sequence[Event]]", batches)) as coming:
-                with contextlib.suppress(TimeoutError):
-                    while True:
-                        async with asyncio.timeout(wait_s):
-                            events = await anext(coming, None)
-                        if events is None:
-                            return
-                        after = events[-1].seq
-                        yield shown(events)
+                try:
+                    async with asyncio.timeout(wait_s):
+                        events = await anext(coming, None)
+                except TimeoutError:
+                    pass
+                else:
+                    if events is None:
+                        return
+                    yield shown(events)
+                    # Whose events are in the log is told there of their end, and of their being filed.
+                    async for more in coming:
+                        yield shown(more)
+                    return
             # A request whose events were filed between the reading of its record and the following has none to come.
             if (await self.record(record.request)).ended_at is not None:
                 return

@@ -14,12 +14,12 @@ import msgspec
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.core.events import Cancelled, Degraded, Event, Failed, Token
-from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.queued.asking import Attempt, Write
 from tokenweir.gateway.queued.endings import Ended
 from tokenweir.gateway.queued.kept import Kept, decode, ended, last_answer, opening
 from tokenweir.gateway.queued.leases import Lease, Leases
 from tokenweir.gateway.queued.sealing import Sealer
+from tokenweir.gateway.queued.writing import Writing
 from tokenweir.ports.eventlog import Append, EventLog
 from tokenweir.ports.queue import Delivery, Job, JobQueue
 from tokenweir.ports.requests import RequestRecord, RequestStore
@@ -27,7 +27,8 @@ from tokenweir.telemetry.logs import get_logger
 
 _LOG = get_logger("tokenweir.gateway.worker")
 _AGAIN_S: Final = 0.5
-_APPENDS: Final = 1024
+_APART_S: Final = 0.006
+"""Between appends to a log that is a service, while there is more to append."""
 _CRASHES_NS: Final = 2_000_000_000
 
 
@@ -65,38 +66,6 @@ class EndTaker(Protocol):
         ...
 
 
-class Writing:
-    """Appends to the event log for all requests at once: what gathers while an append is on its way goes with the next.
-
-    :meth:`run` works until cancelled.
-    """
-
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
-        self._batcher: Batcher[Append, None] = Batcher(
-            self._append, name="event log", most=_APPENDS, waiting=65_536
-        )
-
-    async def run(self) -> None:
-        """Write what comes."""
-        await self._batcher.run()
-
-    async def write(self, append: Append) -> None:
-        """Append; returns once it is durable. Waits while the log is away."""
-        await self._batcher.submit(append)
-
-    async def _append(self, batch: Sequence[Append]) -> Sequence[None]:
-        while True:
-            try:
-                await self._events.append(batch)
-            except (UnavailableError, DiskFullError) as error:
-                # A seq that is there already is ignored, so that this may be done again.
-                _LOG.warning("the event log is away", waiting=len(batch), reason=str(error))
-                await asyncio.sleep(_AGAIN_S)
-            else:
-                return [None] * len(batch)
-
-
 class Asks(Protocol):
     """Asks endpoints."""
 
@@ -130,7 +99,7 @@ class Worker:
         self._sealer = tools.sealer
         self._clock = clock
         self._policy = policy
-        self._writing = Writing(tools.events)
+        self._writing = Writing(tools.events, apart_s=0.0 if policy.sole else _APART_S)
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
         self._working = 0
@@ -344,6 +313,10 @@ class Worker:
         """Append events; returns once they are durable."""
         await self._writing.write(append)
 
+    async def pour(self, append: Append) -> None:
+        """Append events; returns when there may be more."""
+        await self._writing.pour(append)
+
     async def ask(self, attempt: Attempt, write: Callable[[Sequence[Event]], Awaitable[None]]) -> list[Event]:
         """Ask endpoints."""
         return await self._asker.ask(attempt, write)
@@ -402,15 +375,23 @@ class _Run:
         return self._worker.left_s(self._due_ns)
 
     async def write(self, events: Sequence[Event]) -> None:
-        """Append events of this attempt."""
+        """Append events of this attempt; returns once they are durable, and all before them."""
+        if appended := self._appended(events):
+            await self._worker.write(appended)
+
+    async def _pour(self, events: Sequence[Event]) -> None:
+        """Append events of this attempt; returns when there may be more."""
+        if appended := self._appended(events):
+            await self._worker.pour(appended)
+
+    def _appended(self, events: Sequence[Event]) -> Append | None:
         self.written.extend(events)
-        appended = (*self._unwritten, *events)
+        all_of_them = (*self._unwritten, *events)
         self._unwritten = ()
-        if appended:
-            record = self._record
-            await self._worker.write(
-                Append(request=record.request, lane=record.lane, attempt=record.attempt, events=appended)
-            )
+        if not all_of_them:
+            return None
+        record = self._record
+        return Append(request=record.request, lane=record.lane, attempt=record.attempt, events=all_of_them)
 
     async def events(self) -> list[Event] | None:
         """Return the last events, the end among them; ``None``: another has the lease."""
@@ -423,7 +404,7 @@ class _Run:
         try:
             async with lease.working(self.left_s):
                 await self._disclose()
-                return await self._worker.ask(self._attempt, self.write)
+                return await self._worker.ask(self._attempt, self._pour)
         except TimeoutError:
             match lease.why:
                 case "cancelled":

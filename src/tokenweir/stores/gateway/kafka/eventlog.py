@@ -92,14 +92,11 @@ class KafkaEventLog:
 
     async def _look_up(self, batch: Sequence[Append]) -> None:
         """Ask who may write, where that is not known or was asked a while ago."""
-        now = time.monotonic()
-        asked = {
-            (append.request, append.attempt)
-            for append in batch
-            if self._trusted.get((append.request, append.attempt), 0) <= now
-        }
-        if not asked:
+        now, trusted = time.monotonic(), self._trusted
+        if all(trusted.get((append.request, append.attempt), 0.0) > now for append in batch):
             return
+        # Asking for all at once, they need not be asked for one after another.
+        asked = {(append.request, append.attempt) for append in batch}
         last = await self._attempts.attempts([request for request, _ in asked])
         for writer in asked:
             self._trusted.pop(writer, None)
@@ -118,7 +115,10 @@ class KafkaEventLog:
 
     async def _read(self, request: bytes, lane: int, after: int) -> tuple[Sequence[Event], bool]:
         number = lane % self._partitions
-        fold = await self._reader.read(request, number, after=after, reached=self._written[number])
+        reached = self._written[number]
+        fold = self._reader.at_hand_of(request, number, after=after, reached=reached)
+        if fold is None:
+            fold = await self._reader.read(request, number, after=after, reached=reached)
         if fold.first > after + 1:
             return [], fold.ended
         return fold.events[after + 1 - fold.first :], fold.ended
@@ -129,9 +129,9 @@ class KafkaEventLog:
         It also ends when the log is forgotten: then it is filed with the request.
         """
         last = after
-        with self._reader.following(lane % self._partitions):
+        with self._reader.following(lane % self._partitions, request) as changed:
             while True:
-                changed = self._reader.signal(request)
+                changed.clear()
                 events, ended = await self._read(request, lane, last)
                 if events:
                     last = events[-1].seq

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Any, Final, cast
-from weakref import WeakValueDictionary
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -71,7 +70,8 @@ class LaneReader:
         self._lookers: asyncio.Queue[Any] = asyncio.Queue()
         self._all: list[Any] = []
         self._lanes = [_Lane() for _ in range(partitions)]
-        self._signals: WeakValueDictionary[bytes, asyncio.Event] = WeakValueDictionary()
+        # What is set when there is more of a request, for each of its followers.
+        self._followers: dict[bytes, list[asyncio.Event]] = {}
         self._count = 0
         self._most = at_hand
 
@@ -117,20 +117,33 @@ class LaneReader:
         """How many events are in memory."""
         return self._count
 
-    def signal(self, request: bytes) -> asyncio.Event:
-        """Return what is set when there is more of a request; taken before :meth:`read`, it misses nothing."""
-        return self._signals.setdefault(request, asyncio.Event())
-
     @contextlib.contextmanager
-    def following(self, number: int) -> Generator[None]:
-        """Keep a lane open while the block runs."""
-        lane = self._lanes[number]
+    def following(self, number: int, request: bytes) -> Generator[asyncio.Event]:
+        """Keep a lane open while the block runs, and yield what is set when there is more of a request in it.
+
+        Cleared before :meth:`read`, it misses nothing.
+        """
+        lane, changed = self._lanes[number], asyncio.Event()
         lane.followers += 1
+        self._followers.setdefault(request, []).append(changed)
         try:
-            yield
+            yield changed
         finally:
             lane.followers -= 1
             lane.used_at = time.monotonic()
+            others = self._followers[request]
+            others.remove(changed)
+            if not others:
+                del self._followers[request]
+
+    def at_hand_of(self, request: bytes, number: int, *, after: int, reached: int) -> Fold | None:
+        """Return what :meth:`read` would, where that has not to be waited for."""
+        lane = self._lanes[number]
+        fold = lane.folds.get(request)
+        if fold is None or not lane.opened or lane.position < reached or _lacks(fold, after):
+            return None
+        lane.used_at = time.monotonic()
+        return fold
 
     async def read(self, request: bytes, number: int, *, after: int, reached: int) -> Fold:
         """Return a request's events after a seq, at hand from there on; the lane is read at least up to ``reached``.
@@ -142,7 +155,7 @@ class LaneReader:
         if lane.position < reached:
             await self._reach(lane, reached)
         fold = lane.folds.get(request)
-        if fold is None or not fold.known or (fold.first > after + 1 and not fold.forgotten):
+        if fold is None or _lacks(fold, after):
             # What came before decides what counts: only whoever knows a request from its beginning can tell.
             fold = await self._history(request, number, lane)
         return fold
@@ -299,9 +312,8 @@ class LaneReader:
         moved, lane.moved = lane.moved, asyncio.Event()
         moved.set()
         for request in touched:
-            signal = self._signals.pop(request, None)
-            if signal is not None:
-                signal.set()
+            for changed in self._followers.get(request, ()):
+                changed.set()
         self._grow(0)
 
     def _pieces(self, record: Any) -> Sequence[Piece]:  # noqa: ANN401 - the client's types are unknown
@@ -336,6 +348,11 @@ class LaneReader:
                 for request in list(lane.folds):
                     self._let_go(lane, request)
                 lane.let_go.clear()
+
+
+def _lacks(fold: Fold, after: int) -> bool:
+    """Whether something before what is at hand has to be read first."""
+    return not fold.known or (fold.first > after + 1 and not fold.forgotten)
 
 
 async def _start(looker: Any, partition: TopicPartition, since_ms: int | None) -> int:  # noqa: ANN401

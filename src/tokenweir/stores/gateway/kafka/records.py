@@ -19,6 +19,8 @@ from tokenweir.ports.eventlog import Append
 
 Packing = Literal["lane", "none"]
 
+_ENDS: Final = (Completed, Failed, Cancelled)
+
 FORGOTTEN: Final = -1
 """In the place of an attempt: the request's log is filed elsewhere, and its events here are over."""
 
@@ -98,9 +100,7 @@ class Fold:
     @property
     def ended(self) -> bool:
         """Whether no more will come."""
-        return self.forgotten or (
-            bool(self.events) and isinstance(self.events[-1], Completed | Failed | Cancelled)
-        )
+        return self.forgotten or (bool(self.events) and isinstance(self.events[-1], _ENDS))
 
     def take(self, piece: Piece) -> int:
         """Take what a piece adds, and return by how many events the fold grew."""
@@ -113,6 +113,10 @@ class Fold:
             return 0
         self.attempt = piece.attempt
         before = len(self.events)
+        if piece.events and piece.events[0].seq == self.next_seq and not self.ended:
+            # A piece is consecutive, and ends with an end, if it has one.
+            self.events.extend(piece.events)
+            return len(self.events) - before
         for event in piece.events:
             if event.seq == self.next_seq and not self.ended:
                 self.events.append(event)
