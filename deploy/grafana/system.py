@@ -104,6 +104,27 @@ BOARD: Final = Board(
         ),
         (
             Panel(
+                title="Batches",
+                about="Batches that have not ended, and those that some gateway works on, by status.",
+                queries=(
+                    ("max(weir_batches_open)", "open"),
+                    ("sum by (status) (weir_batches)", "{{status}}"),
+                ),
+            ),
+            Panel(
+                title="Lines of batches",
+                about="Lines a second that ended, by outcome.",
+                unit="cps",
+                queries=(("sum by (outcome) (rate(weir_batch_lines_total[5m]))", "{{outcome}}"),),
+            ),
+            Panel(
+                title="Batches that ended",
+                about="Batches of the last hour, by the status in which they ended.",
+                queries=(("sum by (status) (increase(weir_batches_ended_total[1h]))", "{{status}}"),),
+            ),
+        ),
+        (
+            Panel(
                 title="Brown-out",
                 about="Rungs of the ladder that hold, and the worst wait as a multiple of its objective.",
                 queries=(

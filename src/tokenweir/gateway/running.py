@@ -195,7 +195,10 @@ class Gateway:
             ),
         )
         self._door.desk = Desk(store, cabinet, queued.sealer, clock, works.nudge)
-        return None if node.only else works
+        if node.only:
+            return None
+        self._door.batches = works
+        return works
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:

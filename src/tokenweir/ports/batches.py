@@ -45,6 +45,10 @@ class BatchStore(Protocol):
         """Ask that a batch be stopped; whoever works on it obeys."""
         ...
 
+    async def open(self) -> int:
+        """Return how many batches have not ended."""
+        ...
+
 
 class BatchWork(Protocol):
     """Says who works on batches."""

@@ -119,6 +119,7 @@ async def batches_are_found_by_their_owner(store: Batches) -> None:
     assert await store.get(new_id()) is None
     assert await store.listed(user, after=None, limit=2) == made[:0:-1]
     assert await store.listed(user, after=made[1].batch, limit=2) == made[:1]
+    assert await store.open() >= len(made)
 
 
 async def states_are_put_in_the_place_of_others(store: Batches) -> None:
@@ -144,6 +145,7 @@ async def a_batch_has_one_worker_at_a_time(store: Batches) -> None:
     assert [record.batch for record in await store.claim(second, lease_ns=LEASE_NS, most=9)] == [
         made[2].batch
     ]
+    still = await store.open()
     await store.cancel(made[0].batch, 8)
     await store.cancel(made[0].batch, 9)
     again = {record.batch: record for record in await store.claim(first, lease_ns=LEASE_NS, most=2)}
@@ -154,6 +156,7 @@ async def a_batch_has_one_worker_at_a_time(store: Batches) -> None:
     ended = await store.get(made[0].batch)
     assert ended is not None
     assert (ended.state, ended.ended_at, ended.cancel_at) == (b"ended", 10, 8)
+    assert await store.open() == still - 1
     await store.release(first)
     left = {record.batch for record in await store.claim(second, lease_ns=LEASE_NS, most=9)}
     assert left == {made[1].batch, made[2].batch}

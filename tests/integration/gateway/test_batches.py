@@ -282,6 +282,13 @@ def test_a_stranger_sees_no_batches(door: GatewayProcess, stranger: User) -> Non
     assert [batch.id for batch in client.batches.list(limit=2)] == [batch.id for batch in names[::-1]]
 
 
+def metrics(door: GatewayProcess) -> dict[str, float]:
+    """Return what a gateway tells of batches."""
+    lines = User(door.url, door.key).ask("GET", "/metrics").body.decode().splitlines()
+    parts = [line.rpartition(" ") for line in lines if line.startswith("weir_batch")]
+    return {name: float(value) for name, _, value in parts}
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_batch_goes_on_with_the_next_gateway_and_takes_no_line_on_twice(
     settings: str, how: signal.Signals
@@ -293,6 +300,10 @@ def test_a_batch_goes_on_with_the_next_gateway_and_takes_no_line_on_twice(
         client = door.client()
         batch = sent(client, jsonl(*(chat_line(f"{n}") for n in range(60))))
         waiting(lambda: seen(own, "requests") >= 12 or None, "some lines are done")
+        before = metrics(door)
+        assert (before["weir_batches_open"], before['weir_batches{status="in_progress"}']) == (1, 1)
+        counted = before['weir_batch_lines_total{outcome="completed"}']
+        assert 12 - LINES_AT_ONCE <= counted < 60
         status = door.stop(how)
         assert status == (0 if how is signal.SIGTERM else -how)
         assert seen(own, "received") < 60
@@ -303,6 +314,12 @@ def test_a_batch_goes_on_with_the_next_gateway_and_takes_no_line_on_twice(
         out = lines_of(client, done.output_file_id)
         assert [line["custom_id"] for line in out] == [f"{n}" for n in range(60)]
         assert sorted(charged(door)) == sorted(line["response"]["request_id"] for line in out)
+        after = metrics(door)
+        assert (after["weir_batches_open"], after['weir_batches_ended_total{status="completed"}']) == (0, 1)
+        assert sum(value for name, value in after.items() if name.startswith("weir_batches{")) == 0
+        # A line is counted by who saw it end, and by both at most where the first was killed just then.
+        assert 0 < after['weir_batch_lines_total{outcome="completed"}'] <= 60 - counted + LINES_AT_ONCE
+        assert after['weir_batch_lines_total{outcome="failed"}'] == 0
         # Only what was in flight when it was killed is asked of the endpoint once more.
         assert seen(own, "received") <= 60 + (LINES_AT_ONCE if how is signal.SIGKILL else 0)
 

@@ -22,6 +22,7 @@ from tests.factories.prometheus import DEPLOYED, Prometheus, prometheus
 from tests.factories.queued import User, waiting
 from tests.factories.sim_models import directory
 
+from tokenweir.gateway.doors.batch_metrics import BatchMetrics
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
 from tokenweir.gateway.doors.queued_metrics import QueuedMetrics
@@ -64,6 +65,7 @@ def known() -> set[str]:
     gateway_metrics = Metrics()
     QueuedMetrics(gateway_metrics.registry)
     BrownoutMetrics(gateway_metrics.registry)
+    BatchMetrics(gateway_metrics.registry)
     runtime = re.findall(
         r"^\| `(weir_runtime_\w+)`",
         (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8"),

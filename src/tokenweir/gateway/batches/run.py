@@ -34,7 +34,7 @@ from tokenweir.gateway.batches.lines import (
     wish_of,
 )
 from tokenweir.gateway.batches.results import Outcome, add_use, outcome_of
-from tokenweir.gateway.batches.state import LineError, Status, Used, open_state, seal
+from tokenweir.gateway.batches.state import BatchCounts, LineError, Status, Used, open_state, seal
 from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.files.cabinet import Cabinet, FileFacts, Writing, file_id
 from tokenweir.gateway.queued.node import Queued
@@ -80,6 +80,7 @@ class Workplace(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     lines: int
     line_bytes: int
+    counts: BatchCounts
 
 
 class BatchRun:
@@ -99,6 +100,11 @@ class BatchRun:
         self._saved = b""
         self.ended = False
         """Whether its end is stored."""
+
+    @property
+    def status(self) -> Status:
+        """What it is in the middle of."""
+        return self._state.status
 
     async def look(self, record: BatchRecord) -> None:
         """See what has changed about it, a moment ago or by its owner's wish, and store how far it is."""
@@ -280,6 +286,7 @@ class BatchRun:
     def _refuse(self, raw: RawLine, error: WeirError) -> None:
         refused = self._state.refused
         self._state.failed += 1
+        self._place.counts.lines["failed"] += 1
         if len(refused) < _REFUSED_MOST:
             refused[raw.number] = _line_error(error, raw.number)
 
@@ -290,10 +297,12 @@ class BatchRun:
             async with aclosing(all_events(self._place.queued.reading, record)) as batches:
                 async for batch in batches:
                     events.extend(batch)
-            if events and isinstance(events[-1], Completed):
-                self._state.completed += 1
-            else:
-                self._state.failed += 1
+            completed = bool(events) and isinstance(events[-1], Completed)
+            self._state.completed += completed
+            self._state.failed += not completed
+            if record.ended_at is None:
+                # Otherwise it had ended before, and whoever saw that has counted it.
+                self._place.counts.lines["completed" if completed else "failed"] += 1
             add_use(self._state.used, events)
         finally:
             self._in_flight.pop(record.request, None)
@@ -347,6 +356,7 @@ class BatchRun:
         counted = state.completed + state.failed
         if not stopped and counted < state.total:
             # Lines that nobody came to send have failed.
+            self._place.counts.lines["failed"] += state.total - counted
             state.failed = state.total - state.completed
         await self._end("cancelled" if stopped else "expired" if expired else "completed")
 
@@ -395,6 +405,7 @@ class BatchRun:
         self._record = msgspec.structs.replace(self._record, ended_at=now)
         await self._save()
         self.ended = True
+        self._place.counts.ended[status] += 1
 
     async def _save(self) -> None:
         """Store the state where it has changed. Raises LostError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, Literal, cast
 
 import msgspec
@@ -64,6 +65,17 @@ class BatchState(msgspec.Struct, kw_only=True, omit_defaults=True):
         """Change the status; the first time it is one is kept."""
         self.status = status
         self.times.setdefault(f"{status}_at", at)
+
+
+class BatchCounts:
+    """What this process has done: batches by the status they ended in, lines by what became of them.
+
+    A line that is come by again, after a batch was taken over, is counted once.
+    """
+
+    def __init__(self) -> None:
+        self.ended: Counter[Status] = Counter()
+        self.lines: Counter[Literal["completed", "failed"]] = Counter()
 
 
 _encode = msgspec.json.Encoder().encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError
 from tokenweir.gateway.batches.run import BatchRun, LostError, Workplace
+from tokenweir.gateway.batches.state import BatchCounts, Status
 from tokenweir.gateway.endpoints.pool import Pool
 from tokenweir.gateway.files.cabinet import Cabinet
 from tokenweir.gateway.queued.node import Queued
@@ -57,6 +59,7 @@ class BatchWorks:
         self._cabinet = cabinet
         self._policy = policy or BatchPolicy()
         self._worker = secrets.token_bytes(_ID_BYTES)
+        self.counts = BatchCounts()
         self._place = Workplace(
             store=parts.store,
             worker=self._worker,
@@ -68,11 +71,20 @@ class BatchWorks:
             clock=clock,
             lines=self._policy.lines,
             line_bytes=self._policy.line_bytes,
+            counts=self.counts,
         )
         self._runs: dict[bytes, tuple[BatchRun, asyncio.Task[None]]] = {}
         self._tries: dict[bytes, int] = {}
         self._changed = asyncio.Event()
         self._draining = False
+
+    def held(self) -> Counter[Status]:
+        """Return how many batches this process works on, by status."""
+        return Counter(run.status for run, _ in self._runs.values() if not run.ended)
+
+    async def open(self) -> int:
+        """Return how many batches have not ended, of all processes. Raises UnavailableError."""
+        return await self._store.open()
 
     def nudge(self) -> None:
         """Look at once whether there is something to do."""

@@ -15,9 +15,11 @@ from tokenweir.core.errors import ForbiddenError, UnauthorizedError
 from tokenweir.core.ids import format_id, uuid7
 from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.batches.desk import Desk
+from tokenweir.gateway.batches.working import BatchWorks
 from tokenweir.gateway.brownout.brownout import Brownout
 from tokenweir.gateway.brownout.measures import Lessened
 from tokenweir.gateway.direct.relay import Direct
+from tokenweir.gateway.doors.batch_metrics import BatchMetrics
 from tokenweir.gateway.doors.brownout_metrics import BrownoutMetrics
 from tokenweir.gateway.doors.metrics import Metrics
 from tokenweir.gateway.doors.pipeline_metrics import PipelineMetrics
@@ -76,6 +78,9 @@ class Door:
         """The files of callers, where they are kept."""
         self.desk: Desk | None = None
         """Their batches."""
+        self.batches: BatchWorks | None = None
+        """What works on batches here, if anything."""
+        self.batch_metrics = BatchMetrics(metrics.registry)
         self.administration: Administration | None = None
         """Users, keys, limits and use, where they are changed over HTTP."""
         self.queued_metrics = QueuedMetrics(metrics.registry)

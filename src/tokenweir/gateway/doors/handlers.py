@@ -132,6 +132,8 @@ async def metrics(door: Door, call: Call) -> None:
     door.pipeline_metrics.look("gateway", door.line)
     if door.brownout is not None:
         door.brownout_metrics.look(door.brownout)
+    if door.batches is not None:
+        await door.batch_metrics.look(door.batches)
     await door.metrics.reservations(door.quota)
     body = door.metrics.render(
         door.direct.pool, in_flight=door.in_flight, unsettled=door.direct.settler.waiting

@@ -69,6 +69,11 @@ class PostgresqlBatches:
         query = "UPDATE gateway_batches SET cancel_at = coalesce(cancel_at, $1) WHERE batch = $2"
         await self._database.fetch(query, at, batch)
 
+    async def open(self) -> int:
+        """Return how many batches have not ended."""
+        query = "SELECT count(*) FROM gateway_batches WHERE ended_at IS NULL"
+        return int((await self._database.fetch(query))[0][0])
+
     async def claim(self, worker: bytes, *, lease_ns: int, most: int) -> Sequence[BatchRecord]:
         """Return the batches that a worker holds from here: its own, and up to ``most`` in all."""
         # Its own first, waiting for whoever is changing them: one that was passed over would be taken for lost.

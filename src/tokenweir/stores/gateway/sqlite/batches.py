@@ -88,6 +88,11 @@ class SqliteBatches:
             durable=True,
         )
 
+    async def open(self) -> int:
+        """Return how many batches have not ended."""
+        query = "SELECT count(*) FROM gateway_batches WHERE ended_at IS NULL"
+        return int((await self._database.read(lambda connection: connection.execute(query).fetchone()))[0])
+
     async def claim(self, worker: bytes, *, lease_ns: int, most: int) -> Sequence[BatchRecord]:
         """Return the batches that a worker holds from here: its own, and up to ``most`` in all."""
         now = self._clock.wall_ns()
