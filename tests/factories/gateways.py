@@ -108,6 +108,8 @@ def gateway(settings: str = "") -> Generator[GatewayProcess]:
             yield process
         finally:
             process.stop(signal.SIGKILL)
+        # An error that no caller can have caused, whatever the test has looked at.
+        assert "request failed" not in process.log(), process.log()
 
 
 def endpoint(name: str, url: str, *, model: str = "sim", kind: str = "sim", more: Sequence[str] = ()) -> str:

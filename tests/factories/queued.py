@@ -231,7 +231,9 @@ def waiting(look: Callable[[], T | None], what: str) -> T:
 
 def newest(user: User) -> list[str]:
     """Return which request is the user's last; how far it has come is another test's affair."""
-    return [one["id"] for one in user.ask("GET", "/v1/requests?limit=1").json()["data"]]
+    answer = user.ask("GET", "/v1/requests?limit=1")
+    assert answer.status == 200, answer.body
+    return [one["id"] for one in answer.json()["data"]]
 
 
 def named_routes(prefix: str, number: int) -> list[tuple[str, str]]:

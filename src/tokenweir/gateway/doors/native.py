@@ -88,11 +88,7 @@ async def history(door: Door, call: Call) -> None:
     before = _before(asked["cursor"]) if "cursor" in asked else None
     found = await reading.history(caller, before=before, limit=limit + 1)
     page, more = found[:limit], len(found) > limit
-    data: list[Json] = []
-    for record in page:
-        told = await reading.status(record)
-        del told["result"]
-        data.append(told)
+    data: list[Json] = [await reading.listed(record) for record in page]
     cursor = base64.urlsafe_b64encode(page[-1].request).decode().rstrip("=") if more else None
     await call.answer_json({"object": "list", "data": data, "has_more": more, "next_cursor": cursor})
 

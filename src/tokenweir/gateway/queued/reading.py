@@ -108,18 +108,26 @@ class Reading:
         """Return the events of a log as it is filed. Raises SealError."""
         return filed_log(self._sealer.open(request, log)) if log else ()
 
-    async def status(self, record: RequestRecord) -> dict[str, Json]:
-        """Return what a caller is told of a request: a fold over its events."""
+    async def listed(self, record: RequestRecord) -> dict[str, Json]:
+        """Return what a list tells of a request whose record is one of a list: all but its result."""
         if record.ended_at is not None and not record.log:
             # A list leaves logs out.
             record = await self.record(record.request)
+        return self._state(record, await self.events(record))
+
+    async def status(self, record: RequestRecord) -> dict[str, Json]:
+        """Return what a caller is told of a request: a fold over its events."""
         return self.told(record, await self.events(record))
 
     def told(self, record: RequestRecord, events: Sequence[Event]) -> dict[str, Json]:
         """Return the same for events that were read."""
+        answered = bool(events) and isinstance(events[-1], Completed)
+        result = whole(self.facts(record), events) if answered else None
+        return {**self._state(record, events), "result": result}
+
+    def _state(self, record: RequestRecord, events: Sequence[Event]) -> dict[str, Json]:
         name = request_id(record.request)
-        end = events[-1] if events else None
-        body: dict[str, Json] = {
+        return {
             "id": name,
             "object": "request",
             "request_id": name,
@@ -134,21 +142,10 @@ class Reading:
             "cancel_requested": record.cancel_at is not None,
             "last_seq": events[-1].seq if events else -1,
             "token_usage": usage_of(last_answer(events)),
-            "result": None,
-            "error": None,
+            "error": _error(events[-1]) if events else None,
             "status_url": f"/v1/requests/{name}",
             "events_url": f"/v1/requests/{name}/events",
         }
-        if isinstance(end, Completed):
-            body["result"] = whole(self.facts(record), events)
-        elif isinstance(end, Failed):
-            body["error"] = {
-                "message": end.message,
-                "code": end.kind,
-                "status": end.status,
-                "retryable": end.retryable,
-            }
-        return body
 
     def facts(self, record: RequestRecord) -> Facts:
         """Return what an answer says of a request."""
@@ -180,3 +177,9 @@ async def all_events(
 
 def _none(text: str) -> NotFoundError:
     return NotFoundError(f"there is no request {text!r}", mend="GET /v1/requests lists yours")
+
+
+def _error(end: Event) -> dict[str, Json] | None:
+    if not isinstance(end, Failed):
+        return None
+    return {"message": end.message, "code": end.kind, "status": end.status, "retryable": end.retryable}
