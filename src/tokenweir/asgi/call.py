@@ -61,11 +61,14 @@ class Call:
         "_scope",
         "_wire",
         "begun",
+        "headers",
         "id",
         "meter",
+        "method",
         "model",
         "number",
         "part",
+        "path",
         "send",
         "status",
         "streaming",
@@ -74,7 +77,13 @@ class Call:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
-        self._wire = cast("Wire | None", scope.get(KEY))
+        self._wire: Wire | None = scope.get(KEY)
+        self.method: str = scope["method"]
+        """In capitals."""
+        self.path: str = scope["path"]
+        """Decoded, without the query."""
+        self.headers: Headers = scope["headers"]
+        """Names in lower case."""
         self.send = send
         self.id = request_id
         self.number = 0
@@ -84,16 +93,6 @@ class Call:
         self.status = 0
         self.model = ""
         self.meter: Meter | None = None
-
-    @property
-    def method(self) -> str:
-        """The method, in capitals."""
-        return cast("str", self._scope["method"])
-
-    @property
-    def path(self) -> str:
-        """The path, decoded, without the query."""
-        return cast("str", self._scope["path"])
 
     @property
     def query(self) -> bytes:
@@ -108,7 +107,7 @@ class Call:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header called ``name`` (lower case)."""
-        for key, value in cast("Headers", self._scope["headers"]):
+        for key, value in self.headers:
             if key == name:
                 return value
         return None
@@ -123,7 +122,7 @@ class Call:
             DisconnectedError: the client went away.
         """
         said = None
-        for name, value in cast("Headers", self._scope["headers"]):
+        for name, value in self.headers:
             if name == b"content-length":
                 said = value
             elif name == b"content-encoding" and value.lower() != b"identity":

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenweir.asgi.call import Receive, Scope, Send
+from tokenweir.asgi.outbox import Outbox
 from tokenweir.asgi.problems import HeadTooLargeError, SlowRequestError, problem
 from tokenweir.asgi.tls import ServerContext
 from tokenweir.asgi.wire import KEY, Wire
@@ -45,10 +46,11 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with a bound on the head's size, its time, and the time a client may read nothing.
 
-    ``bounds`` are set by the subclass that :class:`HttpServer` makes, because uvicorn makes the instances.
+    :class:`HttpServer` sets ``bounds`` and ``outbox`` in a subclass, because uvicorn makes the instances.
     """
 
     bounds = Bounds()
+    outbox: Outbox
     _head_bytes = 0
     _in_head = False
     _refused = False
@@ -61,7 +63,7 @@ class _Protocol(HttpToolsProtocol):
         """Give the client so long to send its first head."""
         super().connection_made(transport)
         self._watchers: set[Callable[[], object]] = set()
-        self._wire = Wire(self._watchers)
+        self._wire = Wire(self._watchers, self.outbox)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -102,7 +104,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_bytes = 0
         self._in_head = True
-        self._wire = cast("dict[str, object]", self.scope)[KEY] = Wire(self._watchers)
+        self._wire = cast("dict[str, object]", self.scope)[KEY] = Wire(self._watchers, self.outbox)
 
     def on_url(self, url: bytes) -> None:
         """Count the path."""
@@ -122,6 +124,16 @@ class _Protocol(HttpToolsProtocol):
             super().on_headers_complete()
             # Its task starts only once this has returned.
             self._wire.carry(self.cycle)
+
+    def shutdown(self) -> None:
+        """Close the connection once its answer is out."""
+        self.outbox.flush()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, behind the answers to what was."""
+        self.outbox.flush()
+        super().send_400_response(msg)
 
     def pause_writing(self) -> None:
         """Give the client so long to read on."""
@@ -180,6 +192,7 @@ class _Protocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self.outbox.flush()
         told = problem(error)
         body = told.body
         self.transport.write(
@@ -226,10 +239,10 @@ class HttpServer:
             f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{self.port}"
         )
         bounds = bounds or Bounds()
-        protocol = type("_BoundedProtocol", (_Protocol,), {"bounds": bounds})
+        protocol = cast("type[_Protocol]", type("_BoundedProtocol", (_Protocol,), {"bounds": bounds}))
         config = uvicorn.Config(
             cast("Any", app),
-            http=cast("type[asyncio.Protocol]", protocol),
+            http=protocol,
             ws="wsproto" if message_bytes else "none",
             ws_max_size=message_bytes or 1,
             # A small compressed message may be a large one.
@@ -247,6 +260,7 @@ class HttpServer:
         config.ssl = tls
         self._tls = tls
         self._server = _Uvicorn(config)
+        protocol.outbox = Outbox(self._server.server_state.tasks)
 
     async def serve(self) -> None:
         """Answer until closed, then finish what is on its way."""

@@ -12,6 +12,8 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from tokenweir.asgi.outbox import Outbox
+
 KEY: Final = "weir.wire"
 """Where a request's scope holds it."""
 
@@ -19,10 +21,11 @@ KEY: Final = "weir.wire"
 class Wire:
     """One request's connection. Nothing here waits; ``False`` and ``None`` mean that ASGI has to be used."""
 
-    __slots__ = ("_cycle", "_watchers")
+    __slots__ = ("_cycle", "_outbox", "_watchers")
 
-    def __init__(self, watchers: set[Callable[[], object]]) -> None:
+    def __init__(self, watchers: set[Callable[[], object]], outbox: Outbox) -> None:
         self._watchers = watchers
+        self._outbox = outbox
         self._cycle: RequestResponseCycle | None = None
 
     def carry(self, cycle: RequestResponseCycle) -> None:
@@ -73,9 +76,10 @@ class Wire:
         pieces += (b"\r\n", body)
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(b"".join(pieces))
+        self._outbox.write(cycle.transport, b"".join(pieces))
         cycle.message_event.set()
         if not cycle.keep_alive:
+            self._outbox.flush()
             cycle.transport.close()
         cycle.on_response()
         return True

@@ -23,13 +23,11 @@ class SystemClock:
 
     __slots__ = ()
 
-    def monotonic_ns(self) -> int:
-        """Nanoseconds of CLOCK_MONOTONIC, comparable between processes of one host."""
-        return time.monotonic_ns()
-
-    def wall_ns(self) -> int:
-        """Nanoseconds since the Unix epoch, UTC."""
-        return time.time_ns()
+    # Called some ten times for a request, so that nothing stands between.
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    """Nanoseconds of CLOCK_MONOTONIC, comparable between processes of one host."""
+    wall_ns = staticmethod(time.time_ns)
+    """Nanoseconds since the Unix epoch, UTC."""
 
 
 class VirtualClock:

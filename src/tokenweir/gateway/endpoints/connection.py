@@ -8,6 +8,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from tokenweir.asgi.outbox import Outbox
 from tokenweir.core.errors import EndpointError, ProtocolError, UnreachableError
 
 HIGH_BYTES: Final = 256 << 10
@@ -30,8 +31,9 @@ def _parser(connection: Connection) -> _Parser:
 class Connection(asyncio.Protocol):
     """Carries one exchange at a time. What the parser calls is named as httptools wants it."""
 
-    def __init__(self, gone: Callable[[Connection], None]) -> None:
+    def __init__(self, gone: Callable[[Connection], None], outbox: Outbox) -> None:
         self._gone = gone
+        self._outbox = outbox
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser: _Parser | None = None
@@ -65,7 +67,7 @@ class Connection(asyncio.Protocol):
         self.status, self.headers, self.complete, self.reusable, self.begun = 0, [], False, False, False
         self._parts.clear()
         self._held = self._head_bytes = 0
-        transport.write(data)
+        self._outbox.write(transport, data)
 
     async def head(self, due: float) -> None:
         """Wait for status and headers. Raises UnreachableError, ProtocolError, TimeoutError after ``due``."""

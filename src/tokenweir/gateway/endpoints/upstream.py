@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tokenweir.asgi import tls as tls_of
+from tokenweir.asgi.outbox import Outbox
 from tokenweir.core.errors import ConfigError, OverloadedError, ProtocolError, UnreachableError
 from tokenweir.gateway.endpoints.addresses import AddressRules
 from tokenweir.gateway.endpoints.connection import Connection
@@ -148,6 +149,7 @@ class UpstreamClient:
         self._open = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._busy: set[Connection] = set()
+        self._outbox = Outbox(self._busy)
         self._sweep_s = _sweep_s(self.timeouts)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -281,7 +283,7 @@ class UpstreamClient:
         for position, address in enumerate(addresses):
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._gone),
+                    lambda: Connection(self._gone, self._outbox),
                     address,
                     self.origin.port,
                     ssl=self._tls,
