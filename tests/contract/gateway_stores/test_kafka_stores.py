@@ -163,6 +163,40 @@ def test_what_had_to_make_room_is_read_again_and_what_is_not_ours_is_passed_over
     tell(place, story)
 
 
+def test_a_long_answer_that_is_followed_makes_room_from_its_beginning(place: Place) -> None:
+    assert isinstance(place, KafkaPlace)
+    place.at_hand = 600
+    request, lane, pieces, length = acceptance(reserve()).reserve.request, 2, 30, 50
+
+    async def story(stores: Stores) -> None:
+        seen: list[int] = []
+        caught_up = asyncio.Event()
+
+        async def follow() -> None:
+            async for events in stores.events.follow(request, lane):
+                seen.extend(event.seq for event in events)
+                caught_up.set()
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(follow())
+            for piece in range(pieces):
+                first = piece * length
+                told: list[Event] = [Token(seq=first + number, text="a") for number in range(length)]
+                if piece == pieces - 1:
+                    told[-1] = Completed(seq=first + length - 1)
+                await stores.events.append(
+                    [Append(request=request, lane=lane, attempt=1, events=tuple(told))]
+                )
+                while len(seen) < first + length:
+                    caught_up.clear()
+                    await caught_up.wait()
+        assert seen == list(range(pieces * length))
+        found = await stores.events.read(request, lane)
+        assert [event.seq for event in found] == seen
+
+    tell(place, story)
+
+
 async def _stray(servers: KafkaServers) -> None:
     """Write a record that no Tokenweir has written."""
     producer = servers.producer()

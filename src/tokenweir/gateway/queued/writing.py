@@ -16,14 +16,24 @@ _AGAIN_S: Final = 0.5
 class _Turn:
     """Appends that go together, and those who wait for them."""
 
-    __slots__ = ("appends", "durable", "over")
+    __slots__ = ("appends", "durable", "failure", "pouring")
 
     def __init__(self) -> None:
         self.appends: list[Append] = []
-        self.durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Nobody may be left to hear of a failure.
-        self.durable.add_done_callback(_looked_at)
-        self.over = asyncio.Event()
+        # Those who wait until it is durable, and those who wait for the next.
+        self.durable: list[asyncio.Future[None]] = []
+        self.pouring: list[asyncio.Future[None]] = []
+        self.failure: Exception | None = None
+
+    def tell(self, waiting: list[asyncio.Future[None]]) -> None:
+        """Tell those who wait what became of it."""
+        for future in waiting:
+            if future.done():
+                continue
+            if self.failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(self.failure)
 
 
 class Writing:
@@ -39,20 +49,23 @@ class Writing:
         self._turn: _Turn | None = None
         self._last: _Turn | None = None
         self._filled = asyncio.Event()
+        # The loop is asked for once: there are tens of thousands of futures a second.
+        self._loop = asyncio.get_running_loop()
 
     async def write(self, append: Append) -> None:
         """Append; returns once it is durable, and all before it. Waits while the log is away."""
-        # Who is cancelled leaves it to the others that wait for the same turn.
-        await asyncio.shield(self._put(append).durable)
+        future = self._loop.create_future()
+        self._put(append).durable.append(future)
+        await future
 
     async def pour(self, append: Append) -> None:
         """Append; returns when the next turn begins: what is brought then goes with it. Waits while the log is away.
 
         What is poured is durable before anything that is written or poured later.
         """
-        turn = self._put(append)
-        await turn.over.wait()
-        turn.durable.result()
+        future = self._loop.create_future()
+        self._put(append).pouring.append(future)
+        await future
 
     def _put(self, append: Append) -> _Turn:
         if self._turn is None:
@@ -63,12 +76,12 @@ class Writing:
 
     async def run(self) -> None:
         """Write what comes."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         while True:
             await self._filled.wait()
             while True:
                 if self._last is not None:
-                    self._last.over.set()
+                    self._last.tell(self._last.pouring)
                     self._last = None
                 # Those who have waited for this turn bring what came to them meanwhile.
                 await asyncio.sleep(0)
@@ -90,14 +103,8 @@ class Writing:
                 # A seq that is there already is ignored, so that this may be done again.
                 _LOG.warning("the event log is away", waiting=len(turn.appends), reason=str(error))
                 await asyncio.sleep(_AGAIN_S)
+                continue
             except Exception as error:  # noqa: BLE001 - it is told to all who wait for it
-                turn.durable.set_exception(error)
-                return
-            else:
-                turn.durable.set_result(None)
-                return
-
-
-def _looked_at(future: asyncio.Future[None]) -> None:
-    if not future.cancelled():
-        future.exception()
+                turn.failure = error
+            turn.tell(turn.durable)
+            return

@@ -22,7 +22,13 @@ from tokenweir.stores.gateway.kafka.records import Fold, Piece, unpacked
 from tokenweir.stores.gateway.reporting import LOG
 
 AT_HAND: Final = 200_000
-"""Events kept in memory over all lanes; beyond it the requests that were silent for longest are let go."""
+"""Events kept in memory over all lanes; beyond it the requests that were silent for longest are let go.
+
+Of those that somebody follows the last ones are kept: a long answer is not read again from its beginning.
+"""
+
+_KEPT: Final = 256
+"""Events kept of a request that is followed, where there is not room for all."""
 
 _POLL_MS: Final = 25
 _HISTORY_POLL_MS: Final = 100
@@ -38,6 +44,33 @@ _V7: Final = 7
 
 Began = Callable[[bytes], Awaitable[int | None]]
 """Says when the stores took a request on (Unix ns) that somebody writes to; ``None``: nobody does."""
+
+
+class Signal:
+    """An event for one waiter. Unlike asyncio's it does not ask for the running loop each time it is waited for."""
+
+    __slots__ = ("_loop", "_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def clear(self) -> None:
+        """Forget that it was set."""
+        self._set = False
+
+    def set(self) -> None:
+        """Wake who waits."""
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Return once it is set."""
+        if not self._set:
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
 
 class _Lane:
@@ -71,7 +104,7 @@ class LaneReader:
         self._all: list[Any] = []
         self._lanes = [_Lane() for _ in range(partitions)]
         # What is set when there is more of a request, for each of its followers.
-        self._followers: dict[bytes, list[asyncio.Event]] = {}
+        self._followers: dict[bytes, list[Signal]] = {}
         self._count = 0
         self._most = at_hand
 
@@ -118,12 +151,12 @@ class LaneReader:
         return self._count
 
     @contextlib.contextmanager
-    def following(self, number: int, request: bytes) -> Generator[asyncio.Event]:
+    def following(self, number: int, request: bytes) -> Generator[Signal]:
         """Keep a lane open while the block runs, and yield what is set when there is more of a request in it.
 
         Cleared before :meth:`read`, it misses nothing.
         """
-        lane, changed = self._lanes[number], asyncio.Event()
+        lane, changed = self._lanes[number], Signal()
         lane.followers += 1
         self._followers.setdefault(request, []).append(changed)
         try:
@@ -331,7 +364,15 @@ class LaneReader:
             fullest = max(self._lanes, key=lambda lane: len(lane.folds))
             if not fullest.folds:
                 return
-            self._let_go(fullest, next(iter(fullest.folds)))
+            for request, fold in fullest.folds.items():
+                if request not in self._followers:
+                    self._let_go(fullest, request)
+                    break
+                if len(fold.events) > 2 * _KEPT:
+                    self._count -= fold.trim(_KEPT)
+                    break
+            else:
+                self._let_go(fullest, next(iter(fullest.folds)))
 
     def _let_go(self, lane: _Lane, request: bytes) -> None:
         fold = lane.folds.pop(request, None)

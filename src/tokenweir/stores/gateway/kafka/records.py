@@ -102,6 +102,14 @@ class Fold:
         """Whether no more will come."""
         return self.forgotten or (bool(self.events) and isinstance(self.events[-1], _ENDS))
 
+    def trim(self, keep: int) -> int:
+        """Drop all but the last ``keep`` events, and return how many those were."""
+        more = max(0, len(self.events) - keep)
+        if more:
+            self.first += more
+            self.events = self.events[more:]
+        return more
+
     def take(self, piece: Piece) -> int:
         """Take what a piece adds, and return by how many events the fold grew."""
         if piece.attempt == FORGOTTEN:
