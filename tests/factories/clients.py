@@ -7,7 +7,16 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from tokenweir.client import AsyncClient, BatchItem, Client, Options, RequestStatus, Submitted
+from tokenweir.client import (
+    AsyncClient,
+    Batch,
+    BatchItem,
+    BatchResult,
+    Client,
+    Options,
+    RequestStatus,
+    Submitted,
+)
 from tokenweir.core.events import Event
 
 
@@ -52,6 +61,27 @@ class DrivenClient:
             return [item async for item in self._client.batch(bodies, at_once=at_once, key=key)]
 
         return iter(self._runner.run(whole()))
+
+    def submit_batch(
+        self,
+        bodies: Iterable[Mapping[str, object]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        key: str | None = None,
+    ) -> Batch:
+        return self._runner.run(self._client.submit_batch(bodies, metadata=metadata, key=key))
+
+    def batch_status(self, batch: str | Batch) -> Batch:
+        return self._runner.run(self._client.batch_status(batch))
+
+    def wait_batch(self, batch: str | Batch, *, timeout: str | int | None = None) -> Batch:
+        return self._runner.run(self._client.wait_batch(batch, timeout=timeout))
+
+    def cancel_batch(self, batch: str | Batch) -> Batch:
+        return self._runner.run(self._client.cancel_batch(batch))
+
+    def batch_results(self, batch: str | Batch) -> list[BatchResult]:
+        return self._runner.run(self._client.batch_results(batch))
 
     def close(self) -> None:
         self._runner.run(self._client.aclose())

@@ -12,9 +12,20 @@
 from __future__ import annotations
 
 from tokenweir.client.asynchronous import AsyncClient
+from tokenweir.client.batches import Batch, BatchResult
 from tokenweir.client.options import Options, Tls
 from tokenweir.client.results import BatchItem
 from tokenweir.client.sync import Client
 from tokenweir.core.status import RequestStatus, Submitted
 
-__all__ = ["AsyncClient", "BatchItem", "Client", "Options", "RequestStatus", "Submitted", "Tls"]
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "BatchItem",
+    "BatchResult",
+    "Client",
+    "Options",
+    "RequestStatus",
+    "Submitted",
+    "Tls",
+]

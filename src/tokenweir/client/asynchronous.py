@@ -12,9 +12,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
 from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question
 from tokenweir.client.options import Options, Origin
-from tokenweir.client.plans import Answer, Ask, Came, Hear, Plan, Planner, Rest, Step, Tell, name_of
+from tokenweir.client.plans import Answer, Ask, Came, Hear, Plan, Rest, Step, Tell, name_of
 from tokenweir.client.results import BatchItem, concerns_all, item_key, lost, read_timeout
 from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.core.events import Event
@@ -200,7 +201,7 @@ class AsyncClient:
 
     def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
-        self._planner = Planner(url, key, options or Options())
+        self._planner = BatchPlanner(url, key, options or Options())
         self._pool = _Pool(self._planner.options)
 
     async def submit(
@@ -259,6 +260,33 @@ class AsyncClient:
                 coming.append((index, error))
         while coming:
             yield await self._item(*coming.popleft())
+
+    async def submit_batch(
+        self,
+        bodies: Iterable[Mapping[str, object]],
+        *,
+        endpoint: BatchEndpoint = "/v1/chat/completions",
+        metadata: Mapping[str, str] | None = None,
+        key: str | None = None,
+    ) -> Batch:
+        """Have many requests taken on as one batch. See :meth:`tokenweir.client.Client.submit_batch`."""
+        return await self._run(self._planner.submit_batch(bodies, endpoint, metadata=metadata, key=key))
+
+    async def batch_status(self, batch: str | Batch) -> Batch:
+        """Return how a batch stands."""
+        return await self._run(self._planner.batch_status(batch_name(batch)))
+
+    async def wait_batch(self, batch: str | Batch, *, timeout: str | int | None = None) -> Batch:  # noqa: ASYNC109 - as the blocking client has it
+        """Return a batch once it has ended, well or not. Raises DeadlineError."""
+        return await self._run(self._planner.wait_batch(batch_name(batch), read_timeout(timeout)))
+
+    async def cancel_batch(self, batch: str | Batch) -> Batch:
+        """Have a batch stopped; what had come is kept, and charged."""
+        return await self._run(self._planner.cancel_batch(batch_name(batch)))
+
+    async def batch_results(self, batch: str | Batch) -> list[BatchResult]:
+        """Return what became of the requests of a batch. See :meth:`tokenweir.client.Client.batch_results`."""
+        return await self._run(self._planner.results(batch_name(batch)))
 
     async def aclose(self) -> None:
         """Let go of connections that wait."""

@@ -116,7 +116,7 @@ class Planner:
         if not key or not all(ord(letter) in _PRINTABLE for letter in key):
             # The message does not repeat it: it may be a real key with a slip in it.
             raise InputError(
-                "the API key has not the form of one", mend="give the key that begins with weir_"
+                "what was given is no API key", mend="give the whole key, which begins with weir_"
             )
         self.options = options
         self._gateways = Gateways(tuple(Origin.parse(url) for url in named))
@@ -126,39 +126,29 @@ class Planner:
     def submit(self, body: Mapping[str, object], idempotency_key: str | None) -> Plan[Submitted]:
         """Have a request taken on, once, however often that must be asked for. Raises InputError."""
         key = idempotency_key if idempotency_key is not None else new_id("idem")
-        if not (0 < len(key) <= _KEY_LETTERS and key.isascii() and key.isprintable() and key == key.strip()):
-            raise InputError(
-                f"{key[:_KEY_LETTERS]!r} is no idempotency key",
-                mend=f"use 1 to {_KEY_LETTERS} printable ASCII characters, no space at either end",
-            )
-        try:
-            raw = msgspec.json.encode(body)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the body is no JSON: {error}", mend="give what JSON can say") from error
-        headers = (("content-type", "application/json"), ("idempotency-key", key))
-        question = self._question("POST", "/v1/requests", headers=headers, body=raw)
-        return _read(_read_submitted, (yield from self._ask(question, self._trials())))
+        headers = self._once(key, "application/json")
+        question = self._question("POST", "/v1/requests", headers=headers, body=encoded(body))
+        return read_answer(_read_submitted, (yield from self._ask(question, self._trials())))
 
     def status(self, name: str, trials: Trials | None = None) -> Plan[RequestStatus]:
         """Ask how a request stands."""
         question = self._question("GET", _path(name))
-        return _read(_read_status, (yield from self._ask(question, trials or self._trials())))
+        return read_answer(_read_status, (yield from self._ask(question, trials or self._trials())))
 
     def cancel(self, name: str) -> Plan[RequestStatus]:
         """Have a request stopped."""
         question = self._question("DELETE", _path(name))
-        return _read(_read_status, (yield from self._ask(question, self._trials())))
+        return read_answer(_read_status, (yield from self._ask(question, self._trials())))
 
     def page(self, cursor: str | None, limit: int) -> Plan[RequestList]:
         """Ask for a page of the history."""
         query = {"limit": str(limit), **({} if cursor is None else {"cursor": cursor})}
         question = self._question("GET", f"/v1/requests?{urlencode(query)}")
-        return _read(_read_list, (yield from self._ask(question, self._trials())))
+        return read_answer(_read_list, (yield from self._ask(question, self._trials())))
 
     def wait(self, name: str, timeout_ns: int | None) -> Plan[RequestStatus]:
         """Wait for a request's end."""
-        deadline_ns = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
-        trials = self._trials(deadline_ns)
+        trials = self._trials(self._deadline(timeout_ns))
         told = yield from self.status(name, trials)
         while not told.ended:
             yield from self.follow(name, told.last_seq, trials)
@@ -245,6 +235,19 @@ class Planner:
     def _trials(self, deadline_ns: int | None = None) -> Trials:
         return Trials(self._gateways, self.options, self._clock, deadline_ns=deadline_ns)
 
+    def _deadline(self, timeout_ns: int | None) -> int | None:
+        return None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
+
+    @staticmethod
+    def _once(key: str, kind: str) -> tuple[tuple[str, str], ...]:
+        """Return the headers of a body that is to be taken on once. Raises InputError."""
+        if not (0 < len(key) <= _KEY_LETTERS and key.isascii() and key.isprintable() and key == key.strip()):
+            raise InputError(
+                f"{key[:_KEY_LETTERS]!r} is no idempotency key",
+                mend=f"use 1 to {_KEY_LETTERS} printable ASCII characters, no space at either end",
+            )
+        return (("content-type", kind), ("idempotency-key", key))
+
     def _question(
         self,
         method: Literal["GET", "POST", "DELETE"],
@@ -254,6 +257,14 @@ class Planner:
         body: bytes = b"",
     ) -> Question:
         return Question(method=method, path=path, headers=(self._authorization, *headers), body=body)
+
+
+def encoded(body: Mapping[str, object]) -> bytes:
+    """Return a body as JSON. Raises InputError."""
+    try:
+        return msgspec.json.encode(body)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the body is no JSON: {error}", mend="give what JSON can say") from error
 
 
 def name_of(request: str | Submitted | RequestStatus) -> str:
@@ -279,7 +290,8 @@ def _event(frame: SseEvent) -> Event | _Kind:
         return kind
 
 
-def _read(decode: Callable[[bytes], T], answer: Answer) -> T:
+def read_answer(decode: Callable[[bytes], T], answer: Answer) -> T:
+    """Read a body. Raises ProtocolError."""
     try:
         return decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

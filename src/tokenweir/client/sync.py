@@ -13,6 +13,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
 from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question
 from tokenweir.client.options import Options, Origin
 from tokenweir.client.plans import (
@@ -21,7 +22,6 @@ from tokenweir.client.plans import (
     Came,
     Hear,
     Plan,
-    Planner,
     Rest,
     Step,
     Tell,
@@ -214,7 +214,7 @@ class Client:
 
     def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
-        self._planner = Planner(url, key, options or Options())
+        self._planner = BatchPlanner(url, key, options or Options())
         self._pool = _Pool(self._planner.options)
 
     def submit(
@@ -292,6 +292,40 @@ class Client:
                 coming.append((index, error))
         while coming:
             yield self._item(*coming.popleft())
+
+    def submit_batch(
+        self,
+        bodies: Iterable[Mapping[str, object]],
+        *,
+        endpoint: BatchEndpoint = "/v1/chat/completions",
+        metadata: Mapping[str, str] | None = None,
+        key: str | None = None,
+    ) -> Batch:
+        """Have many requests taken on as one batch, which the gateway works on when there is room, within a day.
+
+        All are sent at once, and nobody need wait for them. With ``key`` the same bodies give the same batch.
+        Raises as :meth:`submit`.
+        """
+        return self._run(self._planner.submit_batch(bodies, endpoint, metadata=metadata, key=key))
+
+    def batch_status(self, batch: str | Batch) -> Batch:
+        """Return how a batch stands. Raises as :meth:`status`."""
+        return self._run(self._planner.batch_status(batch_name(batch)))
+
+    def wait_batch(self, batch: str | Batch, *, timeout: str | int | None = None) -> Batch:
+        """Return a batch once it has ended, well or not. Raises DeadlineError; else as :meth:`status`."""
+        return self._run(self._planner.wait_batch(batch_name(batch), read_timeout(timeout)))
+
+    def cancel_batch(self, batch: str | Batch) -> Batch:
+        """Have a batch stopped; what had come is kept, and charged. Raises as :meth:`status`."""
+        return self._run(self._planner.cancel_batch(batch_name(batch)))
+
+    def batch_results(self, batch: str | Batch) -> list[BatchResult]:
+        """Return what became of the requests of a batch that has ended, in the order of the bodies.
+
+        Those that were not sent, since it was cancelled or its lines were wrong, are not among them.
+        """
+        return self._run(self._planner.results(batch_name(batch)))
 
     def close(self) -> None:
         """Let go of connections that wait."""

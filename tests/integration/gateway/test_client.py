@@ -138,6 +138,43 @@ def test_a_batch_is_answered_in_order_and_says_what_was_refused(client: AnyClien
         assert after.request_id == before.request_id
 
 
+def test_a_batch_is_left_to_the_gateway_once_however_often_its_answers_are_lost(
+    client: AnyClient, proxy: CuttingProxy, kind: str
+) -> None:
+    bodies = [{"model": "sim", "messages": ASK, "max_tokens": 1 + number} for number in range(12)]
+    with pytest.raises(NotFoundError):
+        client.batch_status("batch_none")
+    proxy.cut()
+    # The first answers are lost on their way: the file is sent again.
+    proxy.swallow = 2
+    batch = client.submit_batch(bodies, metadata={"by": "me"}, key=f"weekly {kind}")
+    assert proxy.swallow == 0
+    done = client.wait_batch(batch, timeout="60s")
+    assert (done.id, done.status, done.metadata) == (batch.id, "completed", {"by": "me"})
+    assert (done.request_counts.total, done.request_counts.completed) == (12, 12)
+    results = client.batch_results(done)
+    assert [result.index for result in results] == list(range(12))
+    assert [result.body["usage"]["completion_tokens"] for result in results] == list(range(1, 13))
+    assert all(result.ok and not result.reason for result in results)
+    assert client.submit_batch(bodies, metadata={"by": "me"}, key=f"weekly {kind}").id == batch.id
+
+
+def test_a_batch_that_is_stopped_or_wrong_says_so(client: AnyClient) -> None:
+    quick: dict[str, object] = {"model": "sim", "messages": ASK, "max_tokens": 1}
+    slow = {**quick, "model": "slow", "max_tokens": 4000}
+    batch = client.submit_batch([slow] * 3)
+    assert not client.batch_status(batch).ended
+    with pytest.raises(DeadlineError):
+        client.wait_batch(batch, timeout="300ms")
+    client.cancel_batch(batch)
+    done = client.wait_batch(batch.id, timeout="60s")
+    assert done.status == "cancelled"
+    assert not any(result.ok for result in client.batch_results(done))
+    wrong = client.wait_batch(client.submit_batch([quick, {**quick, "model": "absent"}]), timeout="60s")
+    assert (wrong.status, [problem.line for problem in wrong.problems]) == ("failed", [2])
+    assert client.batch_results(wrong) == []
+
+
 def test_a_stream_that_is_cut_again_and_again_is_read_on(
     client: AnyClient, proxy: CuttingProxy, door: GatewayProcess
 ) -> None:
