@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
-from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question
-from tokenweir.client.options import Options, Origin
+from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question, Tunnel
+from tokenweir.client.options import Options, Origin, Proxy
 from tokenweir.client.plans import Answer, Ask, Came, Hear, Plan, Rest, Step, Tell, name_of
-from tokenweir.client.results import BatchItem, concerns_all, item_key, lost, read_timeout
+from tokenweir.client.results import BatchItem, check, concerns_all, item_key, lost, read_timeout
 from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.core.ids import new_id
@@ -44,9 +44,27 @@ class _Connection:
 
     @classmethod
     async def open(cls, origin: Origin, options: Options, context: ssl.SSLContext | None) -> Self:
-        """Raises OSError."""
+        """Raises OSError, and BrokenError for a proxy that refuses."""
         async with asyncio.timeout(options.connect_ns / _NS):
+            if options.proxy is not None:
+                return await cls._through(Proxy.parse(options.proxy), origin, context)
             reader, writer = await asyncio.open_connection(origin.host, origin.port, ssl=context)
+        return cls(origin, reader, writer)
+
+    @classmethod
+    async def _through(cls, proxy: Proxy, origin: Origin, context: ssl.SSLContext | None) -> Self:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        try:
+            tunnel = Tunnel(proxy, origin)
+            writer.write(tunnel.ask())
+            # A byte at a time: what follows the head is not the proxy's.
+            while not tunnel.feed(await reader.read(1)):
+                pass
+            if context is not None:
+                await writer.start_tls(context, server_hostname=origin.host)
+        except BaseException:
+            writer.transport.abort()
+            raise
         return cls(origin, reader, writer)
 
     async def send(self, question: Question, limit_ns: int) -> None:
@@ -202,6 +220,7 @@ class AsyncClient:
     def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
         self._planner = BatchPlanner(url, key, options or Options())
+        check(self._planner.options)
         self._pool = _Pool(self._planner.options)
 
     async def submit(

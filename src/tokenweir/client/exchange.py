@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from enum import Enum
 from typing import Final, TypeAlias
 
 import h11
 import msgspec
 
-from tokenweir.client.options import Origin
+from tokenweir.client.options import Origin, Proxy
 
 _HEAD_MOST: Final = 64 << 10
 
@@ -41,6 +42,39 @@ Heard: TypeAlias = Head | bytes | Part
 
 class BrokenError(Exception):
     """The connection ended amid an answer, or what came is no HTTP."""
+
+
+class Tunnel:
+    """What is said to a proxy, and heard of it, before a connection through it is the gateway's."""
+
+    def __init__(self, proxy: Proxy, origin: Origin) -> None:
+        self._proxy = proxy
+        self._place = f"{f'[{origin.host}]' if ':' in origin.host else origin.host}:{origin.port}"
+        self._heard = b""
+
+    def ask(self) -> bytes:
+        """Return the bytes of the request."""
+        lines = [f"CONNECT {self._place} HTTP/1.1", f"host: {self._place}"]
+        if self._proxy.credentials:
+            packed = base64.b64encode(self._proxy.credentials.encode()).decode()
+            lines.append(f"proxy-authorization: Basic {packed}")
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def feed(self, data: bytes) -> bool:
+        """Take what was read; whether the connection is the gateway's now. Raises BrokenError where it is refused."""
+        self._heard += data
+        proxy = f"the proxy {self._proxy.host}:{self._proxy.port}"
+        if not data:
+            raise BrokenError(f"{proxy} closed the connection")
+        head, end, _ = self._heard.partition(b"\r\n\r\n")
+        if not end:
+            if len(self._heard) > _HEAD_MOST:
+                raise BrokenError(f"{proxy} does not speak HTTP")
+            return False
+        status = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+        if not status.startswith("2"):
+            raise BrokenError(f"{proxy} refused {self._place}: {status or 'it does not speak HTTP'}")
+        return True
 
 
 class Exchange:

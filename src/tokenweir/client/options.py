@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -40,12 +40,37 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
         return context
 
 
+class Proxy(msgspec.Struct, frozen=True):
+    """A forward proxy that connections go through, by ``CONNECT``. ``credentials`` are user and password, if any."""
+
+    host: str
+    port: int
+    credentials: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read ``http://HOST:PORT``, or ``http://USER:PASSWORD@HOST:PORT``. Raises InputError."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme != "http" or not parts.hostname or port is None or parts.path.strip("/"):
+            # The message does not repeat it: it may hold a password.
+            raise InputError("the proxy's URL cannot be used", mend="write it as http://proxy.internal:3128")
+        credentials = (
+            "" if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        )
+        return cls(parts.hostname, port, credentials)
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a client behaves.
 
     ``patience_ns`` is how long it goes on trying in vain, counted anew whenever something has come.
     ``answer_ns`` is how long one attempt may take to be answered, ``silence_ns`` how long a stream may say nothing,
-    not even a heartbeat, before its connection counts as lost.
+    not even a heartbeat, before its connection counts as lost. ``proxy`` is the URL of a forward proxy that gateways
+    are reached through; the environment's proxies are not looked at.
     """
 
     patience_ns: int = 60 * _S
@@ -55,6 +80,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     backoff_ns: int = _S // 10
     backoff_most_ns: int = 5 * _S
     tls: Tls = Tls()
+    proxy: str | None = None
 
 
 class Origin(msgspec.Struct, frozen=True):

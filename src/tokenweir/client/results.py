@@ -7,6 +7,7 @@ import ssl
 
 import msgspec
 
+from tokenweir.client.options import Options, Proxy
 from tokenweir.client.plans import Lost
 from tokenweir.core.errors import EndpointError, ServingError, UnauthorizedError, WeirError
 from tokenweir.core.status import RequestStatus
@@ -34,6 +35,12 @@ def concerns_all(error: WeirError) -> bool:
 def item_key(name: str, index: int) -> str:
     """Return the idempotency key of one of a batch."""
     return f"{name}-{index}"
+
+
+def check(options: Options) -> None:
+    """Raise InputError for options that cannot be used."""
+    if options.proxy is not None:
+        Proxy.parse(options.proxy)
 
 
 def read_timeout(timeout: str | int | None) -> int | None:

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
-from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question
-from tokenweir.client.options import Options, Origin
+from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question, Tunnel
+from tokenweir.client.options import Options, Origin, Proxy
 from tokenweir.client.plans import (
     Answer,
     Ask,
@@ -27,7 +27,7 @@ from tokenweir.client.plans import (
     Tell,
     name_of,
 )
-from tokenweir.client.results import BatchItem, concerns_all, item_key, lost, read_timeout
+from tokenweir.client.results import BatchItem, check, concerns_all, item_key, lost, read_timeout
 from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.core.ids import new_id
@@ -46,16 +46,24 @@ class _Connection:
     """A connection to a gateway."""
 
     def __init__(self, origin: Origin, options: Options, context: ssl.SSLContext | None) -> None:
-        """Raises OSError."""
-        plain = socket.create_connection((origin.host, origin.port), timeout=options.connect_ns / _NS)
+        """Raises OSError, and BrokenError for a proxy that refuses."""
+        proxy = None if options.proxy is None else Proxy.parse(options.proxy)
+        place = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
+        plain = socket.create_connection(place, timeout=options.connect_ns / _NS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain
-        if context is not None:
-            try:
+        try:
+            if proxy is not None:
+                tunnel = Tunnel(proxy, origin)
+                plain.sendall(tunnel.ask())
+                # A byte at a time: what follows the head is not the proxy's.
+                while not tunnel.feed(plain.recv(1)):
+                    pass
+            if context is not None:
                 self._socket = context.wrap_socket(plain, server_hostname=origin.host)
-            except OSError:
-                plain.close()
-                raise
+        except (OSError, BrokenError):
+            plain.close()
+            raise
         self.origin = origin
         self.exchange = Exchange(origin)
         self.idle_since_ns = 0
@@ -215,6 +223,7 @@ class Client:
     def __init__(self, url: str | Sequence[str], key: str, *, options: Options | None = None) -> None:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
         self._planner = BatchPlanner(url, key, options or Options())
+        check(self._planner.options)
         self._pool = _Pool(self._planner.options)
 
     def submit(

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from tests.factories.clients import KINDS, AnyClient, opened
 from tests.factories.cutting import CuttingProxy, cutting
+from tests.factories.forward_proxy import forward_proxy
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.queued import ASK, User
 
@@ -24,6 +25,7 @@ from tokenweir.core.errors import (
     ConflictError,
     DeadlineError,
     ForbiddenError,
+    InputError,
     NotFoundError,
     ParameterError,
     QuotaExceededError,
@@ -338,6 +340,32 @@ def test_tls_both_ways(kind: str, door: GatewayProcess, certificate: Path) -> No
         nobody = msgspec.structs.replace(patience, tls=Tls(authority=certificate))
         with opened(kind, proxy.url, door.key, nobody) as client, pytest.raises(UnreachableError):
             client.status("req_1")
+
+
+def test_gateways_are_reached_through_a_forward_proxy(
+    kind: str, door: GatewayProcess, certificate: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with forward_proxy() as forward, cutting(door.url, context) as secured:
+        through = Options(
+            proxy=f"http://ada:p%20w@{forward.place}", tls=Tls(authority=certificate), patience_ns=5 * _S
+        )
+        for url in (door.url, secured.url):
+            with opened(kind, url, door.key, through) as client:
+                request = client.submit(model="sim", messages=ASK, mode="stream", max_tokens=3)
+                assert len(list(client.stream(request))) == 8
+            assert set(forward.opened) == {url.rpartition("/")[2]}
+            forward.opened.clear()
+        unknown = msgspec.structs.replace(through, proxy=f"http://{forward.place}")
+        with (
+            opened(kind, door.url, door.key, unknown) as client,
+            pytest.raises(UnreachableError, match=f"the proxy {forward.place} refused .*: 407"),
+        ):
+            client.status("req_1")
+    with pytest.raises(InputError, match="proxy's URL") as caught:
+        KINDS[kind](door.url, door.key, options=Options(proxy="https://ada:secret@host"))
+    assert "secret" not in str(caught.value)
 
 
 def test_the_client_is_light() -> None:
