@@ -57,11 +57,11 @@ class Call:
     """
 
     __slots__ = (
+        "_first",
         "_receive",
         "_scope",
         "_wire",
         "begun",
-        "headers",
         "id",
         "meter",
         "method",
@@ -77,13 +77,14 @@ class Call:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
-        self._wire: Wire | None = scope.get(KEY)
+        # Taken out, because the connection knows its scope: a ring of them would be left to the garbage collector.
+        self._wire: Wire | None = scope.pop(KEY, None)
         self.method: str = scope["method"]
         """In capitals."""
         self.path: str = scope["path"]
         """Decoded, without the query."""
-        self.headers: Headers = scope["headers"]
-        """Names in lower case."""
+        self._first = dict(reversed(scope["headers"]))
+        """The first header of each name, in lower case."""
         self.send = send
         self.id = request_id
         self.number = 0
@@ -107,10 +108,7 @@ class Call:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header called ``name`` (lower case)."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self._first.get(name)
 
     async def body(self, most_bytes: int, timeout_ns: int) -> bytes:
         """Return the body.
@@ -121,15 +119,13 @@ class Call:
             SlowRequestError: it was not there in time.
             DisconnectedError: the client went away.
         """
-        said = None
-        for name, value in self.headers:
-            if name == b"content-length":
-                said = value
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                # What a few bytes unpack to has no bound.
-                raise ContentTypeError(
-                    f"the body is encoded as {value.decode('latin-1')!r}", mend="send it as it is"
-                )
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
+            # What a few bytes unpack to has no bound.
+            raise ContentTypeError(
+                f"the body is encoded as {coding.decode('latin-1')!r}", mend="send it as it is"
+            )
+        said = self.header(b"content-length")
         if said is not None and said.isdigit() and int(said) > most_bytes:
             raise _too_large(most_bytes)
         whole = self._wire.body() if self._wire is not None else None

@@ -108,12 +108,16 @@ class _Protocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Count the path."""
-        self._count(len(url))
-        super().on_url(url)
+        self._head_bytes += len(url)
+        if self._head_bytes > self.bounds.header_bytes:
+            self._refuse_head()
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header."""
-        self._count(len(name) + len(value) + 4)
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self.bounds.header_bytes:
+            self._refuse_head()
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -147,16 +151,14 @@ class _Protocol(HttpToolsProtocol):
         self._reader_moved()
         super().resume_writing()
 
-    def _count(self, more: int) -> None:
-        self._head_bytes += more
-        if self._head_bytes > self.bounds.header_bytes and not self._refused:
-            most = self.bounds.header_bytes
-            self._refuse(
-                HeadTooLargeError(
-                    f"the request's head is longer than {most} bytes",
-                    mend="send fewer or shorter headers, or raise the server's max_header_bytes",
-                )
+    def _refuse_head(self) -> None:
+        most = self.bounds.header_bytes
+        self._refuse(
+            HeadTooLargeError(
+                f"the request's head is longer than {most} bytes",
+                mend="send fewer or shorter headers, or raise the server's max_header_bytes",
             )
+        )
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from functools import cache
 from typing import Final, NamedTuple
 
 from tokenweir.core.errors import InputError
@@ -58,11 +59,16 @@ def uuid7(at: int, random: int) -> int:
 
 def format_id(prefix: str, uuid: int) -> str:
     """Return ``prefix``, an underscore and 26 Crockford characters. Raises InputError."""
-    if _PREFIX.fullmatch(prefix) is None:
-        raise InputError(f"the prefix {prefix!r} is not 2 to 12 lower-case letters")
+    _check(prefix)
     if not 0 <= uuid < 2**128:
         raise InputError(f"{uuid!r} is no 128-bit value")
     return f"{prefix}_{''.join([_PAIRS[(uuid >> shift) & 1023] for shift in _SHIFTS])}"
+
+
+@cache
+def _check(prefix: str) -> None:
+    if _PREFIX.fullmatch(prefix) is None:
+        raise InputError(f"the prefix {prefix!r} is not 2 to 12 lower-case letters")
 
 
 def parse_id(text: str, *, prefix: str | None = None) -> Id:
