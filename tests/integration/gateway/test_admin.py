@@ -117,6 +117,8 @@ def test_limits_are_set_hold_and_are_proved(admin: Admin, door: GatewayProcess) 
     admin.ask(
         "PUT", "quotas", {"user": "alan", "unit": "cost", "per": "month", "amount": 2.5, "model": "sim"}
     )
+    for_none = {"user": "alan", "unit": "cost", "per": "month", "amount": 2.5, "model": "sim2"}
+    assert "no endpoint serves" in admin.refused("PUT", "quotas", for_none, status=404)[1]
     assert [asks(door, secret) for _ in range(3)] == [200, 200, 429]
     found = {each["unit"]: each for each in admin.ask("GET", "quotas?user=alan")["data"]}
     assert found["requests"]["used"] == 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tokenweir.access.directory import Directory, LimitScope, StoredLimit
-from tokenweir.access.wording import COST_UNIT, key_id, plain, subject, whole
+from tokenweir.access.wording import COST_UNIT, key_id, need_known, plain, subject, whole
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.quota import Limit
@@ -44,6 +44,8 @@ async def set_quota(door: Door, call: Call) -> None:
     """Set a limit, or change it."""
     caller = await door.caller(call, "admin")
     wanted = await body_of(door, call, said.LimitBody)
+    if wanted.model:
+        need_known((wanted.model,), door.direct.pool.models)
     amount = whole(wanted.amount, wanted.unit)
 
     def change(directory: Directory) -> StoredLimit:
