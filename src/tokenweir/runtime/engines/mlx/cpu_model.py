@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.arrays import evaluate, from_numpy
+from tokenweir.runtime.engines.mlx.blas_threads import leave_cores
 from tokenweir.runtime.engines.mlx.cpu_weights import Floats, Layer, Weights, read, view
 from tokenweir.runtime.engines.mlx.framework import Cache, Forward, Model
 
@@ -74,22 +75,28 @@ class CpuModel:
         tokens = view(inputs)
         with np.errstate(over="ignore"):
             places = self._places(tokens, caches[0])
-            rows: Floats = self._weights.embedding[tokens.reshape(-1)]
-            for at, layer in enumerate(self._weights.layers):
-                keys, values = self._memory(caches[at], places)
-                queries = self._attend_to(layer, rows, keys, values, places)
-                if at == len(self._weights.layers) - 1 and places.width > 1:
-                    break
-                found = self._attention(queries, keys, values, places)
-                rows = rows + layer.output(found)
-                rows += _feed_forward(layer, layer.before_feed_forward(rows))
-            for each in caches:
-                each._idx += places.width  # noqa: SLF001 - a cache has no other way to be told
-                each.offset = from_numpy(view(each.offset) + np.int32(places.width))
             if places.width > 1:
-                return mx.zeros((places.rows, 0, self._weights.head.matrix.shape[1]))
-            logits = self._weights.head(self._weights.norm(rows))
-        return from_numpy(logits[:, None, :])
+                self._computed(tokens, caches, places)
+                logits = mx.zeros((places.rows, 0, self._weights.head.matrix.shape[1]))
+            else:
+                rows = self._computed(tokens, caches, places)
+                logits = from_numpy(self._weights.head(self._weights.norm(rows))[:, None, :])
+        for each in caches:
+            each._idx += places.width  # noqa: SLF001 - a cache has no other way to be told
+            each.offset = from_numpy(view(each.offset) + np.int32(places.width))
+        return logits
+
+    def _computed(self, tokens: NDArray[Any], caches: Sequence[Any], places: _Places) -> Floats:
+        """Return what the layers make of the tokens; of several by row, only the caches are whole."""
+        rows: Floats = self._weights.embedding[tokens.reshape(-1)]
+        for cache, layer in zip(caches, self._weights.layers, strict=True):
+            keys, values = self._memory(cache, places)
+            queries = self._attend_to(layer, rows, keys, values, places)
+            if layer is self._weights.layers[-1] and places.width > 1:
+                break
+            rows = rows + layer.output(self._attention(queries, keys, values, places))
+            rows += _feed_forward(layer, layer.before_feed_forward(rows))
+        return rows
 
     def _places(self, tokens: NDArray[Any], cache: Any) -> _Places:  # noqa: ANN401 - MLX LM's
         rows, width = tokens.shape
@@ -182,6 +189,7 @@ def fastest(model: Model) -> Forward:
     weights = read(model)
     if weights is None:
         return model
+    leave_cores()
     ours = CpuModel(model, weights)
     return ours if _agree(model, ours) else model
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: needs the extra 'runtime'")
+
+THREADS = """
+from tokenweir.runtime.engines.mlx import blas_threads
+
+library = blas_threads._library()
+print(library and library.threads(), blas_threads.leave_cores(), library and library.threads())
+"""
+
+
+def threads(**variables: str) -> tuple[int, int, int]:
+    """Return the threads at first, those that are told, and those afterwards, in a process of its own."""
+    # The tests' own processes are told by such a variable to leave cores to one another.
+    ours = {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - a child is given it whole
+        if not name.endswith("_NUM_THREADS")
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", THREADS], env=ours | variables, capture_output=True, text=True, check=True
+    ).stdout.split()
+    if found[0] == "None":
+        pytest.skip("NumPy does not come from a wheel")
+    first, told, last = map(int, found)
+    return first, told, last
+
+
+def test_half_of_the_threads_multiply() -> None:
+    first, told, last = threads()
+    assert told == last == max(1, first // 2)
+
+
+@pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_the_user_may_say_how_many_multiply(variable: str) -> None:
+    assert threads(**{variable: "2"}) == (2, 2, 2)
