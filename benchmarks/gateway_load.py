@@ -17,7 +17,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -68,13 +69,15 @@ class Door:
 class Load:
     """Requests sent again and again over ``connections``, each as soon as its predecessor was answered.
 
-    A streamed answer counts by its chunks.
+    With a ``rate``, requests a second, each is sent when it is due, over a connection that is free. A streamed
+    answer counts by its chunks.
     """
 
     request: bytes
     connections: int
     seconds: float
     ramp_s: float = 0.5
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,45 @@ class _Peer:
         return self.left == 0
 
 
+class _Turns:
+    """When a connection asks again: as soon as it was answered, or when the next request of a rate is due.
+
+    The latency of a request that was due counts from then, though no connection was free.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._step_ns = 1e9 / load.rate if load.rate else 0.0
+        self._due_ns = 0.0
+        self._free: deque[_Peer] = deque()
+
+    def begin(self, peers: Iterable[_Peer]) -> None:
+        """Begin with all connections free."""
+        self._due_ns = time.monotonic_ns()
+        for peer in peers:
+            self.free(peer)
+
+    def free(self, peer: _Peer) -> None:
+        """Take a connection that was answered."""
+        if self._step_ns:
+            self._free.append(peer)
+        else:
+            self._send(peer, time.monotonic_ns())
+
+    def ask(self) -> float:
+        """Send what is due, and return for how many seconds nothing is."""
+        if not self._step_ns:
+            return 1.0
+        while self._free and self._due_ns <= time.monotonic_ns():
+            self._send(self._free.popleft(), int(self._due_ns))
+            self._due_ns += self._step_ns
+        return max(0.0, (self._due_ns - time.monotonic_ns()) / 1e9) if self._free else 1.0
+
+    def _send(self, peer: _Peer, due_ns: int) -> None:
+        peer.sent_ns = due_ns
+        peer.sock.send(self._load.request)
+
+
 def _client(url: str, load: Load, pipe: Connection) -> None:
     os.sched_setaffinity(0, {CLIENT_CORE})
     raise_descriptor_limit()
@@ -291,15 +333,14 @@ def _client(url: str, load: Load, pipe: Connection) -> None:
         sock.settimeout(0.0)
         peers[sock.fileno()] = _Peer(sock)
         epoll.register(sock.fileno(), select.EPOLLIN)
-    for peer in peers.values():
-        peer.sent_ns = clock()
-        peer.sock.send(load.request)
+    turns = _Turns(load)
+    turns.begin(peers.values())
     begin_ns = clock() + int(load.ramp_s * 1e9)
     end_ns = 0
     answers = chunks = failures = 0
     latencies: list[int] = []
     while True:
-        found = epoll.poll(1.0, 1024)
+        found = epoll.poll(turns.ask(), 1024)
         now = clock()
         if end_ns == 0 and now >= begin_ns:
             pipe.send("begun")
@@ -319,9 +360,7 @@ def _client(url: str, load: Load, pipe: Connection) -> None:
                 failures += 1
             if peer.ended(data):
                 peer.streamed = False
-                now = clock()
-                latencies.append(now - peer.sent_ns)
+                latencies.append(clock() - peer.sent_ns)
                 answers += 1
-                peer.sent_ns = now
-                peer.sock.send(load.request)
+                turns.free(peer)
     pipe.send(Loaded(answers, chunks, failures, (now - begin_ns) / 1e9, tuple(latencies)))
