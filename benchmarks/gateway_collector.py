@@ -96,7 +96,7 @@ async def _round(urls: Mapping[str, str], scratch: Path) -> Mapping[str, float]:
                 spent = process_cpu(pid) - cpu
                 last = await fill.settled_to(len(paced))
                 cpu, began = process_cpu(pid), time.monotonic()
-                lags, took = await fill.paced(paced)
+                lags, rate = await fill.paced(paced)
                 share = (process_cpu(pid) - cpu) / (time.monotonic() - began)
             left = await fill.missing()
     finally:
@@ -106,7 +106,7 @@ async def _round(urls: Mapping[str, str], scratch: Path) -> Mapping[str, float]:
         "settled per CPU-second of the collector": done / spent,
         "settled, with a backlog of streams of 64 tokens": (waiting - len(paced)) / (last - whole),
         "the same rows in PostgreSQL alone, batch after batch of 256": alone,
-        "published and settled, paced": len(paced) / took,
+        "published and settled, paced": rate,
         "settle lag p50, paced": lags[len(lags) // 2] * 1e3,
         "settle lag p99, paced": lags[int(len(lags) * 0.99)] * 1e3,
         "CPU share of the collector, paced": share * 100,
@@ -215,7 +215,7 @@ class _Fill:
             await asyncio.sleep(TICK_S)
 
     async def paced(self, ended: Sequence[Ended]) -> tuple[list[float], float]:
-        """Publish at the rate; return each result's lag in s, in order, and the seconds until the last was settled.
+        """Publish at the rate; return each result's lag in s, in order, and how many a second were settled.
 
         Who is settled first is taken for who was published first.
         """
@@ -232,7 +232,7 @@ class _Fill:
                     group.create_task(self._publish(each))
                 await asyncio.sleep(TICK_S)
         lags = [end - start for start, end in zip(published, settled, strict=True)]
-        return sorted(lags), settled[-1] - began
+        return sorted(lags), len(settled) / (settled[-1] - settled[0])
 
     async def _watch(self, count: int, settled: list[float]) -> None:
         while len(settled) < count:
