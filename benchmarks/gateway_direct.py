@@ -1,7 +1,7 @@
 """Requests relayed at once and not streamed: how many on one core, what one costs, and how much time it adds.
 
-LiteLLM's proxy, in an environment of its own, is asked the same of the same simulator in the same round. Both
-doors stand idle on the core while the other is measured.
+LiteLLM's proxy, in an environment of its own, is asked the same of the same simulator in the same round, and so is a
+process that passes bytes on and does nothing else. Those that are not measured stand idle on the core.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from benchmarks.byte_relay import byte_relay
 from benchmarks.gateway_load import Door, Load, drive, free_port, gateway, request, simulator
 from benchmarks.harness import SERVER_CORE, Figure, Result, measured
 from tokenweir.sim.process import SimProcess
@@ -35,6 +36,8 @@ FIGURES = (
     Figure("added at p50, one in flight", "ms", (), 0.3, "lower"),
     Figure("failed", "requests", (), 0.0, "lower"),
     Figure("requests, times LiteLLM's", "×", (), 40.0),
+    Figure("bytes passed on alone: requests", "requests/s", ()),
+    Figure("bytes passed on alone: added at p50", "ms", ()),
     Figure("LiteLLM: requests", "requests/s", ()),
     Figure("LiteLLM: CPU time of a request", "µs", ()),
     Figure("LiteLLM: added at p50, one in flight", "ms", ()),
@@ -51,9 +54,10 @@ def measure(rounds: int) -> Result:
     with (
         simulator(ttft="0us", itl="0us", connections=1024) as sim,
         gateway(sim.url) as ours,
+        byte_relay(sim.url) as limit,
         litellm(command, sim) as theirs,
     ):
-        return measured("gateway_direct", how, rounds, lambda _: _round(sim, ours, theirs), FIGURES)
+        return measured("gateway_direct", how, rounds, lambda _: _round(sim, ours, limit, theirs), FIGURES)
 
 
 def peer_command() -> Path:
@@ -109,10 +113,12 @@ def _wait_until_alive(child: subprocess.Popen[bytes], port: int) -> None:
     raise RuntimeError((HERE / "cache" / "litellm.log").read_text()[-2000:])
 
 
-def _round(sim: SimProcess, ours: Door, theirs: Door) -> Mapping[str, float]:
+def _round(sim: SimProcess, ours: Door, limit: Door, theirs: Door) -> Mapping[str, float]:
     plain, _ = drive(sim.url, Load(request(PATH, BODY), ALONE, 1.0))
     low, _ = drive(ours.url, Load(request(PATH, BODY, ours.key), ALONE, 1.0))
     full, (cpu,) = drive(ours.url, Load(request(PATH, BODY, ours.key), SATURATED, WINDOW_S), doors=[ours])
+    bare_low, _ = drive(limit.url, Load(request(PATH, BODY), ALONE, 1.0))
+    bare, _ = drive(limit.url, Load(request(PATH, BODY), SATURATED, WINDOW_S))
     peer_low, _ = drive(theirs.url, Load(request(PATH, BODY, theirs.key), ALONE, WINDOW_S))
     peer, (peer_cpu,) = drive(
         theirs.url, Load(request(PATH, BODY, theirs.key), PEER_SATURATED, WINDOW_S), doors=[theirs]
@@ -125,6 +131,8 @@ def _round(sim: SimProcess, ours: Door, theirs: Door) -> Mapping[str, float]:
         "added at p50, one in flight": low.quantile_ms(0.5) - plain.quantile_ms(0.5),
         "failed": float(low.failures + full.failures),
         "requests, times LiteLLM's": full.rate / peer.rate,
+        "bytes passed on alone: requests": bare.rate,
+        "bytes passed on alone: added at p50": bare_low.quantile_ms(0.5) - plain.quantile_ms(0.5),
         "LiteLLM: requests": peer.rate,
         "LiteLLM: CPU time of a request": peer_cpu / peer.answers * 1e6,
         "LiteLLM: added at p50, one in flight": peer_low.quantile_ms(0.5) - plain.quantile_ms(0.5),

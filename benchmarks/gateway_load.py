@@ -113,6 +113,17 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether something takes connections at a port."""
+    with socket.socket() as trying:
+        return trying.connect_ex(("127.0.0.1", port)) == 0
+
+
+def on_server_core(pid: int) -> None:
+    """Give a process the core of the server alone."""
+    os.sched_setaffinity(pid, {SERVER_CORE})
+
+
 @contextmanager
 def gateway(
     upstream: str, *, more: str = "", cwd: Path | None = None, patience_s: float = START_S
