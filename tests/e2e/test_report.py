@@ -18,6 +18,7 @@ SHAPES = {
     "sweep": RunShape(loads=("concurrency=1", "concurrency=8", "concurrency=64"), measurement=dict(SLO)),
     "bad": RunShape(failures=0.2, attributed=False, client_bound=True, status="cancelled"),
     "lost": RunShape(failures=1.0),
+    "bursts": RunShape(bursts=0.5),
 }
 
 
@@ -37,7 +38,7 @@ def number(value: object) -> int:
     return value
 
 
-@pytest.mark.parametrize("name", ["plain", "sweep", "bad"])
+@pytest.mark.parametrize("name", ["plain", "sweep", "bad", "bursts"])
 def test_draws_every_chart_without_a_complaint_or_a_request(page: Page, tmp_path: Path, name: str) -> None:
     page.problems.clear()
     page.requested.clear()
@@ -57,6 +58,10 @@ def test_draws_every_chart_without_a_complaint_or_a_request(page: Page, tmp_path
         "document.querySelectorAll('figure').length === document.querySelectorAll('.plot > svg').length"
     )
     assert page.run("/NaN|undefined|Infinity/.test(document.getElementById('main').innerHTML)") is False
+    units = "[...document.querySelectorAll('.readout')].map((each) => each.textContent)"
+    told = cast("list[str]", page.run(units))
+    for unit in ("in ms", "in tokens/s", "in requests/s", "the gap in ms, log scale"):
+        assert any(text.endswith(unit) for text in told), unit
 
 
 def test_every_chart_opens_its_table_and_every_table_sorts(page: Page, tmp_path: Path) -> None:

@@ -41,13 +41,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class RunShape:
-    """What a synthetic run looks like. ``slow`` multiplies TPOT, ``late`` adds to TTFT (ms)."""
+    """What a synthetic run looks like. ``slow`` multiplies TPOT, ``late`` adds to TTFT (ms).
+
+    The share ``bursts`` of the requests got their tokens at once or nearly so.
+    """
 
     loads: tuple[str, ...] = ("concurrency=8",)
     samples: int = 64
     tokens: int = 32
     slow: float = 1.0
     late: float = 0.0
+    bursts: float = 0.0
     failures: float = 0.0
     warmup: float = 0.1
     chunks: bool = False
@@ -120,6 +124,7 @@ def _requests(rng: np.random.Generator, n: int, load: int, arrival: str, shape: 
     osl = np.maximum(2, (shape.tokens * of_sample).astype(np.int64))
     ttft = (50 * of_sample * rng.lognormal(0, 0.1, n) + shape.late) * MS
     tpot = 20 * shape.slow * rng.lognormal(0, 0.03, n) * MS
+    tpot = np.where(number < shape.bursts * n, tpot * 1e-4 * (number % 2), tpot)
     duration = ttft + tpot * (osl - 1) + 0.05 * MS
     lag = rng.gamma(2, 0.01, n) * MS * (200 if shape.client_bound else 1)
     scheduled = _scheduled(rng, duration + lag, arrival)

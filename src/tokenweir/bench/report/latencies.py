@@ -107,6 +107,8 @@ def itl_cdf(series: Series) -> Chart | None:
 def _cdf(spec: CdfSpec, lines: list[Line], *, n: int, marks: list[Mark], caption: str) -> Chart:
     finite = [x for x in lines[0].x if x is not None and x > 0]
     spread = finite[-1] / finite[0] if finite else 1.0
+    if spread > _LOG_SPREAD and 0 in lines[0].x:
+        caption = f"{caption} What is 0 stands at the left edge."
     return Chart(
         id=spec.id,
         title=spec.title,

@@ -55,9 +55,9 @@ function logTicks(low, high, most) {
   return [];
 }
 
-/** Maps values to pixels. `kind` is linear, log or tail (nines of a share). */
+/** Maps values to pixels. `kind` is linear, log (0 stands at its low end) or tail (nines of a share). */
 function scale(kind, domain, range, ticks = null) {
-  const project = kind === "log" ? Math.log10 : kind === "tail" ? (share) => -Math.log10(Math.max(1 - share, 1e-5)) : (value) => value;
+  const project = kind === "log" ? (value) => Math.log10(value > 0 ? value : domain[0]) : kind === "tail" ? (share) => -Math.log10(Math.max(1 - share, 1e-5)) : (value) => value;
   const [low, high] = domain.map(project);
   const factor = (range[1] - range[0]) / (high - low || 1);
   const map = (value) => range[0] + (project(value) - low) * factor;
@@ -241,14 +241,15 @@ function figure(host, chart, parts) {
 }
 
 /** The legend: a swatch and a name for each line, and its value when there is one. */
-function keysOf(lines, unit) {
+function keysOf(lines, unit, axis = "") {
   return (reading) => {
     const entries = lines.map((line, place) => {
       const key = html("span", { class: "key" }, swatch(line.role), line.name);
       if (reading && reading.values[place] !== undefined) key.append(html("b", {}, withUnit(reading.values[place], unit)));
       return key;
     });
-    return reading ? [html("b", {}, reading.at), ...entries] : entries;
+    if (reading) return [html("b", {}, reading.at), ...entries];
+    return axis ? [...entries, html("span", { class: "unit" }, `in ${axis}`)] : entries;
   };
 }
 

@@ -115,7 +115,7 @@ function lineFigure(host, chart, size) {
   return figure(host, chart, {
     size,
     draw: (width) => drawLines(chart, width),
-    keys: keysOf(chart.lines, chart.kind === "cdf" ? chart.x_unit : chart.y_unit),
+    keys: chart.kind === "cdf" ? keysOf(chart.lines, chart.x_unit) : keysOf(chart.lines, chart.y_unit, chart.y_unit),
     table: () => tableOfLines(chart),
   });
 }
@@ -178,7 +178,7 @@ function heatFigure(host, heat) {
       return [html("b", {}, from(column)), ...[["n", n.toLocaleString("en-US")], ["p50 ≤", withUnit(p50, "ms")], ["p99 ≤", withUnit(p99, "ms")], ["most ≤", withUnit(max, "ms")]].map(([name, text]) => html("span", { class: "key" }, name, html("b", {}, text)))];
     }
     const ramp = svg("svg", { width: LEVELS * 18, height: 10, "aria-hidden": "true" }, ...Array.from({ length: LEVELS }, (_, k) => svg("rect", { class: `h${k}`, x: k * 18, width: 18, height: 10 })));
-    return [html("span", { class: "key" }, "1", ramp, `${most.toLocaleString("en-US")} gaps`)];
+    return [html("span", { class: "key" }, "1", ramp, `${most.toLocaleString("en-US")} gaps`), html("span", { class: "unit" }, "upwards: the gap in ms, log scale")];
   };
   figure(host, heat, { size: "wide", draw, keys, table: () => [["time", "n", "p50 at most, ms", "p99 at most, ms", "most, ms"], columns.map((column, k) => [from(k), column.n, column.p50, column.p99, column.max])] });
 }
