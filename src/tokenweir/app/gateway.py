@@ -15,6 +15,7 @@ from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
 from tokenweir.app.rpc_endpoints import rpcs_of
 from tokenweir.app.traces import open_tracer
+from tokenweir.asgi.server import see_free
 from tokenweir.asgi.tls import client, listener
 from tokenweir.backends.registry import backend
 from tokenweir.config import EndpointSettings
@@ -37,7 +38,7 @@ from tokenweir.ports.files import FileStore
 from tokenweir.ports.ledger import LedgerFilter, LedgerRow, LedgerTotal
 from tokenweir.ports.quota import QuotaUpkeep
 from tokenweir.ports.requests import Resealing
-from tokenweir.stores.gateway.opening import StoreUrls, open_ledger, open_quota
+from tokenweir.stores.gateway.opening import StoreUrls, check_urls, open_ledger, open_quota
 from tokenweir.stores.gateway.opening import open_stores as open_gateway_stores
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
@@ -47,6 +48,19 @@ from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequest
 from tokenweir.telemetry.refusals import Refusals
 
 FIRST_USER = "admin"
+
+
+def see_ready(settings: Settings) -> None:
+    """Look, before a model is started for it, whether a gateway can be opened with these settings.
+
+    Raises:
+        ConfigError: the stores' URLs do not go together, or the address cannot be listened on.
+        StoreHeldError: another process has the database open.
+    """
+    check_urls(store_urls(settings))
+    if settings.stores.gateway.startswith("sqlite:"):
+        Database(settings.stores.gateway).close()
+    see_free(settings.gateway.host, settings.gateway.port)
 
 
 def first_key(settings: Settings) -> str | None:

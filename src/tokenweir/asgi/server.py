@@ -291,6 +291,11 @@ class HttpServer:
         self._server.force_exit = at_once
 
 
+def see_free(host: str, port: int) -> None:
+    """Raise ConfigError where the address cannot be listened on now."""
+    _bind(host, port).close()
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)

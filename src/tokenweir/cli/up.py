@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from tokenweir.app import Settings
-from tokenweir.app.gateway import first_key, opener
+from tokenweir.app.gateway import first_key, opener, see_ready
 from tokenweir.cli.options import Options
 from tokenweir.cli.start import start
 from tokenweir.config import EndpointSettings, home
@@ -62,6 +62,8 @@ def _local(local: contextlib.ExitStack, settings: Settings) -> EndpointSettings:
                 "[runtime.tls] is set, and no endpoint is configured: weir up would serve a model to itself alone",
                 mend="leave it out; or run weir runtime apart, and name it in [[endpoints]] with its tls table",
             )
+        # A second start would take seconds to be refused, and begin the log of the first one's model anew.
+        see_ready(settings)
         flags = click.get_current_context().ensure_object(Options).flags()
         # Whatever [runtime] says of addresses, nobody else is to reach it.
         server = local.enter_context(

@@ -23,6 +23,20 @@ def test_its_key_is_known_and_its_address_is_its_own(tmp_path: Path) -> None:
         assert "http://127.0.0.1:" in (door.home / "runtime.log").read_text(encoding="utf-8")
 
 
+def test_a_second_start_is_refused_before_it_starts_a_model(tmp_path: Path) -> None:
+    with gateway("") as door:
+        log = door.home / "runtime.log"
+        told = log.read_bytes()
+        same_home = door.weir("up", "--port", "0")
+        assert same_home.returncode == 2
+        assert same_home.stderr.startswith("weir: another process has the gateway's database")
+        assert log.read_bytes().startswith(told)
+        same_port = GatewayProcess(tmp_path, "").weir("up", "--port", door.url.rpartition(":")[2])
+        assert same_port.returncode == 2
+        assert "is in use on" in same_port.stderr
+        assert not (tmp_path / "runtime.log").exists()
+
+
 def test_tls_between_the_two_is_refused_with_what_to_do(tmp_path: Path) -> None:
     made = GatewayProcess(tmp_path, '[runtime.tls]\ncertificate = "server.pem"\nkey = "server.key"\n')
     ended = made.weir("up", "--port", "0")
