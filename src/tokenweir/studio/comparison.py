@@ -18,6 +18,7 @@ from tokenweir.core.metrics.base import Metric
 from tokenweir.core.metrics.registry import METRICS
 from tokenweir.core.requests import Json
 from tokenweir.core.spec import difference_table
+from tokenweir.core.units import format_duration
 from tokenweir.studio.compared_rows import Rowset, columns_of, pair, read_rows
 from tokenweir.studio.conclusions import decide, verdict, warnings
 from tokenweir.studio.contrasts import Trial, contrast
@@ -96,7 +97,7 @@ def require_alike(a: tuple[Path, Run], b: tuple[Path, Run]) -> None:
     one: dict[str, Json] = {part: a[1].spec.get(part) for part in parts}
     two: dict[str, Json] = {part: b[1].spec.get(part) for part in parts}
     fields = tuple(
-        f"{found.path}: {_json(found.left)} against {_json(found.right)}"
+        f"{found.path}: {_shown(found.path, found.left)} against {_shown(found.path, found.right)}"
         for found in difference_table(one, two)
     ) or tuple(f"{part}_hash" for part in parts)
     raise UnlikeError(
@@ -104,6 +105,13 @@ def require_alike(a: tuple[Path, Run], b: tuple[Path, Run]) -> None:
         fields=fields,
         mend="measure both with the same workload and measurement",
     )
+
+
+def _shown(path: str, value: Json) -> str:
+    duration = path.endswith("_ns") or path.startswith("measurement.slo.")
+    if duration and isinstance(value, int) and not isinstance(value, bool):
+        return format_duration(value)
+    return _json(value)
 
 
 def _json(value: Json) -> str:

@@ -227,7 +227,7 @@ def test_warnings_name_what_qualifies_the_verdict(tmp_path: Path) -> None:
         (RunShape(), RunShape(corpus="other"), 'workload.corpus.name: "synthetic" against "other"'),
         (RunShape(loads=("concurrency=8",)), RunShape(loads=("concurrency=9",)), "workload.loads[0]: "),
         (RunShape(), RunShape(measurement={"timeout_ns": 5}), "measurement.timeout_ns: "),
-        (RunShape(), RunShape(slo={"ttft": 5}), "measurement.slo.ttft: null against 5"),
+        (RunShape(), RunShape(slo={"ttft": 200_000_000}), "measurement.slo.ttft: null against 200ms"),
     ],
 )
 def test_unlike_runs_are_refused_with_the_fields(
