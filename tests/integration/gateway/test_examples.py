@@ -119,6 +119,20 @@ def test_a_websocket_from_a_page(door: GatewayProcess, tmp_path: Path) -> None:
     assert shown == User(door.url, door.key).status(newest)["result"]["choices"][0]["message"]["content"]
 
 
+def test_a_page_says_when_it_is_not_let_in(door: GatewayProcess, tmp_path: Path) -> None:
+    address = door.url.replace("http", "ws") + "/v1/ws"
+    with browser(tmp_path) as page:
+        page.open(EXAMPLES / "websocket.html")
+        page.run(f"document.getElementById('url').value = {address!r}")
+        page.run("document.getElementById('key').value = 'weir_wrong'")
+        page.run("document.querySelector('button').click()")
+
+        def state() -> str | None:
+            return str(page.run("document.getElementById('state').textContent")) or None
+
+        assert "is the key right?" in waiting(state, "the page's answer")
+
+
 def test_the_page_of_the_examples_names_each_of_them() -> None:
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     files = {each.name for each in EXAMPLES.iterdir() if each.is_file()} - {"README.md", "ruff.toml"}
