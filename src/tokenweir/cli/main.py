@@ -224,7 +224,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except click.ClickException as error:
-        return _report(_as_input_error(error))
+        return _refuse(error)
     except WeirError as error:
         return _report(error)
     except OSError as error:
@@ -245,6 +245,14 @@ def _report(error: WeirError) -> int:
     _LOG.debug("command failed: %s", error.code, exc_info=error)
     click.echo("weir: " + " ".join(str(error).split()), err=True)
     return error.exit_code
+
+
+def _refuse(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        # A group without a command: its help, as it stands, is the answer.
+        error.show()
+        return InputError.exit_code
+    return _report(_as_input_error(error))
 
 
 def _as_input_error(error: click.ClickException) -> InputError:

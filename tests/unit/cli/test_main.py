@@ -84,6 +84,14 @@ def test_every_error_class_has_an_exit_code_of_its_own_family() -> None:
         assert kind.code
 
 
+@pytest.mark.parametrize("group", ["keys", "quotas", "queue"])
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    assert main.run([group]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"Usage: weir {group} [OPTIONS] COMMAND [ARGS]..."
+    assert "Commands:" in lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

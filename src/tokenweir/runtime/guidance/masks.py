@@ -92,7 +92,7 @@ class GuideCompiler:
     def __init__(self, vocabulary: Vocabulary, options: CompilerOptions | None = None) -> None:
         self._vocabulary = vocabulary
         self._options = options or CompilerOptions()
-        self._kept: OrderedDict[Guidance, _Compiled | str] = OrderedDict()
+        self._kept: OrderedDict[Guidance, _Compiled | GuidanceError] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
         self._end = np.zeros(vocabulary.words, dtype=np.uint32)
@@ -133,34 +133,34 @@ class GuideCompiler:
             found = self._compile(guidance)
             with self._lock:
                 self._keep(guidance, found)
-        if isinstance(found, str):
-            raise GuidanceError(found, mend="mend it, or send something simpler")
+        if isinstance(found, GuidanceError):
+            raise GuidanceError(found.message, mend=found.mend)
         return found
 
-    def _compile(self, guidance: Guidance) -> _Compiled | str:
+    def _compile(self, guidance: Guidance) -> _Compiled | GuidanceError:
         """Return it compiled, or why it cannot be."""
         tokenizer = self._vocabulary.tokenizer()
         try:
             grammar = grammar_source().grammar(compact(guidance))
         except GuidanceError as error:
-            return str(error)
+            return GuidanceError(error.message, mend=error.mend)
         begin_ns = time.monotonic_ns()
         limits = LLParserLimits(max_lexer_states=_MAX_STATES, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         what = f"the {guidance.kind.replace('_', ' ')}"
         if matcher.is_error():
-            return f"{what} cannot guide an answer: {_reason(matcher.get_error())}"
+            return _refused(f"{what} cannot guide an answer: {_reason(matcher.get_error())}")
         try:
             mask = self._end if matcher.is_stopped() else _next(matcher)
         except GuidanceError as error:
-            return f"{what} cannot guide an answer: {error.message}"
+            return _refused(f"{what} cannot guide an answer: {error.message}")
         took_ns = time.monotonic_ns() - begin_ns
         if took_ns > self._options.compile_limit_ns:
             limit = format_duration(self._options.compile_limit_ns)
-            return f"{what} took {took_ns / _S:.1f} s to compile, more than {limit}"
+            return _refused(f"{what} took {took_ns / _S:.1f} s to compile, more than {limit}")
         return _Compiled(matcher, mask)
 
-    def _keep(self, guidance: Guidance, compiled: _Compiled | str) -> None:
+    def _keep(self, guidance: Guidance, compiled: _Compiled | GuidanceError) -> None:
         if guidance not in self._kept:
             self._kept_bytes += len(guidance.value)
         self._kept[guidance] = compiled
@@ -169,6 +169,10 @@ class GuideCompiler:
         ):
             oldest, _ = self._kept.popitem(last=False)
             self._kept_bytes -= len(oldest.value)
+
+
+def _refused(what: str) -> GuidanceError:
+    return GuidanceError(what, mend="mend it, or send something simpler")
 
 
 def _next(matcher: LLMatcher) -> Mask:

@@ -425,6 +425,7 @@ def test_what_cannot_guide_says_why(
         with pytest.raises(GuidanceError, match=what) as caught:
             compiler.compile(Guidance(kind=kind, value=value))
         assert "\n" not in str(caught.value)
+        assert str(caught.value).count("mend it") <= 1
         assert len(str(caught.value)) < 500
 
 
