@@ -47,7 +47,7 @@ def upgrade(engine: sa.Engine, *, scripts: str, branch: str) -> None:
     except CommandError as error:
         name = engine.url.render_as_string(hide_password=True)
         raise RecordError(
-            f"the records store {name!r} has a schema this Tokenweir does not know: {error}",
+            f"the database {name!r} has a schema this Tokenweir does not know: {error}",
             mend="use the Tokenweir that wrote it, or another file",
         ) from error
 

@@ -83,12 +83,12 @@ def _explained(engine: sa.Engine) -> Generator[None]:
         reason = " ".join(str(error.orig).split())
         if "disk is full" in reason:
             raise DiskFullError(
-                f"no room is left for the records store {name!r}",
-                mend="free some space, or set stores.records",
+                f"no room is left for the database {name!r}",
+                mend="free some space, or name another database under [stores]",
             ) from error
         raise RecordError(
-            f"the records store {name!r} cannot be used: {reason}",
-            mend="set stores.records to another; an index of runs can be made again with weir runs index",
+            f"the database {name!r} cannot be used: {reason}",
+            mend="see that it can be reached and written, or name another under [stores]",
         ) from error
 
 
@@ -102,8 +102,8 @@ def _sqlite(url: sa.URL) -> sa.Engine:
                 path.touch(mode=0o600)
         except OSError as error:
             raise RecordError(
-                f"the records store {str(path)!r} cannot be made: {error.strerror}",
-                mend="set stores.records to a place that can be written",
+                f"the database {str(path)!r} cannot be made: {error.strerror}",
+                mend="name a place that can be written under [stores]",
             ) from error
         url = url.set(database=str(Path(url.database).expanduser()))
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})

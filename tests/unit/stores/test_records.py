@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tokenweir.core.errors import ConfigError, DiskFullError, MissingExtraError, RecordError
-from tokenweir.stores.records import records_engine, writing
+from tokenweir.stores.records import reading, records_engine, writing
 
 
 def test_sqlite_is_set_up_to_be_shared(tmp_path: Path) -> None:
@@ -68,6 +68,19 @@ def test_an_unknown_scheme_names_the_known_ones(url: str) -> None:
 def test_postgresql_without_its_driver_says_what_to_install() -> None:
     with pytest.raises(MissingExtraError, match="psycopg"):
         records_engine("postgresql://user:secret@host/db")
+
+
+@pytest.mark.skipif(find_spec("psycopg") is None, reason="needs the extra 'postgresql'")
+def test_a_database_that_is_away_is_named_without_guessing_whose_it_is() -> None:
+    engine = records_engine("postgresql://weir:s3cret@127.0.0.1:1/weir")
+    try:
+        with pytest.raises(RecordError, match=r"cannot be used: .*refused") as caught, reading(engine):
+            pass
+        assert str(caught.value).startswith("the database 'postgresql")
+        assert str(caught.value).endswith("can be reached and written, or name another under [stores]")
+        assert "s3cret" not in str(caught.value)
+    finally:
+        engine.dispose()
 
 
 def test_a_store_that_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:
