@@ -23,6 +23,7 @@ from openai.types.chat import (
     ChatCompletionStreamOptionsParam,
 )
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
+from tests.factories.queued import waiting
 
 from tokenweir.access.directory import Directory
 from tokenweir.config import child_environment
@@ -395,3 +396,39 @@ def test_settings_that_cannot_be_used_are_one_line_and_leave_nothing(door: Gatew
     taken = door.weir("up", "--port", str(urlsplit(door.url).port))
     assert taken.returncode == 2
     assert "another process has the gateway's database" in taken.stderr or "is in use" in taken.stderr
+
+
+def test_a_database_that_was_moved_away_keeps_the_door_shut_until_it_is_back(sim: SimProcess) -> None:
+    with gateway(endpoint("one", sim.url)) as process, ThreadPoolExecutor(1) as pool:
+        client = process.client()
+        ask(client)
+        away = process.home / "away"
+        away.mkdir()
+        database = [path for path in process.home.iterdir() if path.name.startswith("gateway.db")]
+        assert database
+        for path in database:
+            path.rename(away / path.name)
+        # Its tokens are spent when the loss is seen: it waits until they can be charged.
+        spent = pool.submit(ask, client)
+        waiting(lambda: True if status(process, "/ready") == 503 else None, "the door is shut")
+        with pytest.raises(openai.InternalServerError, match="removed or replaced") as refused:
+            ask(client)
+        assert refused.value.status_code == 503
+        assert not spent.done()
+        for path in away.iterdir():
+            path.rename(process.home / path.name)
+        assert spent.result(30)
+        waiting(lambda: True if status(process, "/ready") == 200 else None, "the door is open")
+        ask(client)
+        process.stop(signal.SIGTERM)
+        with sqlite3.connect(process.home / "gateway.db") as connection:
+            assert connection.execute("SELECT count(*) FROM gateway_ledger").fetchone() == (3,)
+
+
+def status(process: GatewayProcess, path: str) -> int:
+    connection = http.client.HTTPConnection(urlsplit(process.url).netloc, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()

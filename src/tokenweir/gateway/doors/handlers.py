@@ -115,10 +115,15 @@ async def health(door: Door, call: Call) -> None:
 
 
 async def ready(door: Door, call: Call) -> None:
-    """Say whether requests should come here: not while it drains, and not without an endpoint that is up."""
+    """Say whether requests should come here.
+
+    Not while it drains, not without an endpoint that is up, and not while nothing can be charged.
+    """
     # A door that has some paths alone asks no endpoint.
-    is_ready = not door.draining and (
-        bool(door.only) or any(state.well for state in door.direct.pool.states())
+    is_ready = (
+        not door.draining
+        and not door.direct.settler.away
+        and (bool(door.only) or any(state.well for state in door.direct.pool.states()))
     )
     await call.answer_json({"ready": is_ready}, status=200 if is_ready else 503)
 

@@ -59,6 +59,11 @@ class Settler:
         if self._away is not None:
             raise self._away
 
+    @property
+    def away(self) -> bool:
+        """Whether the store keeps it from settling."""
+        return self._away is not None
+
     async def run(self) -> None:
         """Write what comes."""
         await self._batcher.run()

@@ -66,6 +66,7 @@ class _Thread:
         self._ended = ended
         self._pieces: queue.SimpleQueue[_Piece[object] | None] = queue.SimpleQueue()
         self._synchronous = ""
+        self._opened: tuple[int, int] | None = None
         self._thread = threading.Thread(
             target=self._run, name="gateway-db-writer" if writes else "gateway-db-reader", daemon=True
         )
@@ -90,6 +91,7 @@ class _Thread:
     def _run(self) -> None:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
         try:
+            self._opened = _identity(self._path)
             connection.execute("PRAGMA cache_size = -16384")
             if not self._writes:
                 connection.execute("PRAGMA query_only = ON")
@@ -126,6 +128,7 @@ class _Thread:
 
     def _transact(self, connection: sqlite3.Connection, group: list[_Piece[object]]) -> None:
         if self._writes:
+            self._need_file()
             self._set_durability("FULL" if any(piece.durable for piece in group) else "NORMAL", connection)
         connection.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
         try:
@@ -138,6 +141,14 @@ class _Thread:
             self._ended(False)  # noqa: FBT003 - its one argument
             raise
         self._ended(True)  # noqa: FBT003 - its one argument
+
+    def _need_file(self) -> None:
+        """Refuse to write to a file that is not there any more: it would take everything, and keep nothing."""
+        if _identity(self._path) != self._opened:
+            raise UnavailableError(
+                f"the database {str(self._path)!r} was removed or replaced while it was open",
+                mend="put it back where it was, or start the gateway anew",
+            )
 
     def _set_durability(self, wanted: str, connection: sqlite3.Connection) -> None:
         if wanted != self._synchronous:
@@ -171,6 +182,15 @@ def _explained(failure: Exception, path: Path) -> Exception:
     return UnavailableError(
         f"the database {str(path)!r} cannot be used: {failure}", mend="see that the file can be written"
     )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another under the same name; ``None``: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _lock(path: Path) -> BinaryIO:
