@@ -45,6 +45,7 @@ from tokenweir.stores.gateway.sqlite.events import SqliteEventLog
 from tokenweir.stores.gateway.sqlite.queue import SqliteQueue
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 from tokenweir.stores.gateway.sqlite.requests import SqliteIntake, SqliteRequests
+from tokenweir.stores.records import absent_file
 from tokenweir.telemetry.refusals import Refusals
 
 FIRST_USER = "admin"
@@ -283,13 +284,17 @@ async def offline_quota(settings: Settings, what: Literal["verify", "rebuild"]) 
 
 
 async def totals(url: str, where: LedgerFilter, by: Literal["day", "month"]) -> Sequence[LedgerTotal]:
-    """Return the ledger's roll-ups, beside a gateway that may be running."""
+    """Return the ledger's roll-ups, beside a gateway that may be running; none where no gateway ran yet."""
+    if absent_file(url) is not None:
+        return ()
     async with open_ledger(url) as ledger:
         return await ledger.totals(where, by)
 
 
 async def read_ledger(url: str, where: LedgerFilter) -> AsyncGenerator[LedgerRow]:
-    """Yield the ledger's rows, beside a gateway that may be running."""
+    """Yield the ledger's rows, beside a gateway that may be running; none where no gateway ran yet."""
+    if absent_file(url) is not None:
+        return
     async with open_ledger(url) as ledger:
         async for row in ledger.rows(where):
             yield row

@@ -1,4 +1,4 @@
-"""What the commands about users, keys and limits share: the directory, its names, and times as people read them."""
+"""What the commands about users, keys and limits share: their databases, names, and times as people read them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,42 @@ from tokenweir.access.directory import Directory, LimitScope, StoredLimit
 from tokenweir.access.wording import key_text, need_known
 from tokenweir.app import Settings
 from tokenweir.cli.start import start
+from tokenweir.core.errors import NotFoundError
 from tokenweir.runtime.shipped import shipped_model
+from tokenweir.stores.records import absent_file
 
 _SCOPES: Final[tuple[LimitScope, ...]] = ("tier", "team", "user", "key")
 
 
 @contextmanager
-def directory() -> Generator[Directory]:
-    """Give the directory that the settings name."""
-    opened = Directory(start().stores.access)
+def directory(*, existing: bool = False) -> Generator[Directory]:
+    """Give the directory that the settings name; made where it is not there, unless an ``existing`` one is wanted.
+
+    Raises:
+        NotFoundError: an existing one is wanted, and there is none.
+    """
+    url = start().stores.access
+    if existing:
+        need_database(url)
+    opened = Directory(url)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def need_database(url: str) -> None:
+    """Refuse to look into a file that is not there: making it would hide that the wrong folder is named.
+
+    Raises:
+        NotFoundError: there is no such SQLite file.
+    """
+    path = absent_file(url)
+    if path is not None:
+        raise NotFoundError(
+            f"there is no database {path.name!r} in {str(path.parent)!r}",
+            mend="weir up makes it, or name the folder that holds it with WEIR_HOME or [stores]",
+        )
 
 
 class Subjects:

@@ -61,7 +61,7 @@ def create(
 @click.option("--user", help="Only this user's.")
 def list_keys(*, user: str | None) -> None:
     """List keys, oldest first."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         names = {one.id: one.name for one in opened.users()}
         rows = [_row(key, names[key.user]) for key in opened.keys(user)]
     if rows:

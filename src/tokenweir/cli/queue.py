@@ -15,6 +15,7 @@ import msgspec
 
 from tokenweir.app import Settings
 from tokenweir.app.gateway import Yard, open_yard
+from tokenweir.cli.access_view import need_database
 from tokenweir.cli.start import start
 from tokenweir.config import Secret
 from tokenweir.core.errors import InputError, UnreachableError, UpstreamError
@@ -68,7 +69,13 @@ class Place:
         return told
 
     def local(self, work: Callable[[Yard], Awaitable[T]], *, writes: bool) -> T:
-        """Work on the stores themselves. Raises ConfigError where another process has them open."""
+        """Work on the stores themselves.
+
+        Raises:
+            ConfigError: another process has them open.
+            NotFoundError: there are none.
+        """
+        need_database(self._settings.stores.gateway)
 
         async def run() -> T:
             async with open_yard(self._settings, writes=writes) as yard:

@@ -13,7 +13,7 @@ from tokenweir.access.directory import LimitScope, StoredLimit
 from tokenweir.access.wording import plain, whole
 from tokenweir.access.wording import subject as find_subject
 from tokenweir.app.gateway import offline_quota, totals
-from tokenweir.cli.access_view import Subjects, directory, need_models
+from tokenweir.cli.access_view import Subjects, directory, need_database, need_models
 from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
 from tokenweir.core.errors import InputError, NotFoundError
@@ -118,7 +118,7 @@ def list_limits(**subject: str | None) -> None:
     Then users without a limit of their own are listed, too, with what they have used this month.
     """
     settings = start()
-    with directory() as opened:
+    with directory(existing=True) as opened:
         subjects = Subjects(opened)
         if any(value is not None for value in subject.values()):
             limits = opened.limits(*find_subject(opened, subject))
@@ -150,7 +150,9 @@ def verify() -> None:
 
     Over SQLite a running gateway has the counters to itself: ask it, with GET /v1/admin/quotas/verify.
     """
-    differences = asyncio.run(offline_quota(start(), "verify"))
+    settings = start()
+    need_database(settings.stores.gateway)
+    differences = asyncio.run(offline_quota(settings, "verify"))
     for line in differences:
         click.echo(line)
     if differences:

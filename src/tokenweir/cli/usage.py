@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Show what was used: requests, tokens and cost, by user, key and model. A running gateway is not disturbed."""
     url = start().stores.gateway
-    with directory() as opened:
+    with directory(existing=True) as opened:
         names = Names(
             {one.id: one.name for one in opened.users()}, {one.id: one.name for one in opened.teams()}
         )

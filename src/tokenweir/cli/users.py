@@ -38,7 +38,7 @@ def add(*, name: str, team: str, tier: str) -> None:
 @command.command(name="list")
 def list_users() -> None:
     """List users by name."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         teams = {team.id: team for team in opened.teams()}
         rows: list[tuple[str, ...]] = []
         for user in opened.users():

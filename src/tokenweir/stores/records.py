@@ -48,6 +48,19 @@ def records_engine(url: str) -> sa.Engine:
     )
 
 
+def absent_file(url: str) -> Path | None:
+    """Return the SQLite file that a records URL names and that is not there; ``None`` for every other URL."""
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        # Whoever opens it tells what is wrong with it.
+        return None
+    if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    path = Path(parsed.database).expanduser()
+    return None if path.exists() else path
+
+
 @contextmanager
 def reading(engine: sa.Engine) -> Generator[sa.Connection]:
     """Give a connection for a transaction that reads.

@@ -131,6 +131,41 @@ def test_counters_that_a_gateway_holds_are_asked_of_it(
     assert weir("quotas", what)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "usage",
+        "usage --by request",
+        "keys list",
+        "users list",
+        "quotas list",
+        "quotas verify",
+        "queue status",
+        "queue dead list",
+    ],
+)
+def test_what_only_reads_makes_no_database(weir: Weir, tmp_path: Path, words: str) -> None:
+    before = set(tmp_path.iterdir())
+    status, out, said = weir(*words.split())
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert (
+        f"there is no database '{'gateway' if 'verify' in words or 'queue' in words else 'access'}.db'"
+        in said
+    )
+    assert f"in {str(tmp_path)!r}" in said
+    assert "weir up makes it, or name the folder that holds it with WEIR_HOME" in said
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "weir.toml"}
+
+
+def test_users_may_be_added_before_a_gateway_has_run(weir: Weir, tmp_path: Path) -> None:
+    assert weir("users", "add", "ada")[0] == 0
+    assert weir("quotas", "set", "5", "tokens", "--per", "day", "--user", "ada")[0] == 0
+    assert weir("usage")[1:] == ("", "Nothing was used.\n")
+    assert len(weir("usage", "--by", "request")[1].splitlines()) == 1
+    assert weir("quotas", "list")[1].splitlines()[1].split()[-2:] == ["5", "0"]
+    assert not (tmp_path / "gateway.db").exists()
+
+
 def test_a_key_is_for_models_that_there_are(weir: Weir) -> None:
     weir("users", "add", "ada")
     status, out, said = weir("keys", "create", "ada", "--model", "lama-70b", more=ENDPOINT)
