@@ -133,7 +133,10 @@ def list_dead(place: Place) -> None:
             return {"data": [letter.told() for letter in await yard.graveyard.listed(_LISTED)]}
 
         told = place.local(listed, writes=False)
-    for letter in cast("list[dict[str, Json]]", told["data"]):
+    letters = cast("list[dict[str, Json]]", told["data"])
+    if not letters:
+        click.echo("No dead letters.", err=True)
+    for letter in letters:
         errors = cast("list[str]", letter["errors"])
         click.echo(
             f"{letter['request_id']}  {letter['model']}  {letter['attempt']}  {errors[-1] if errors else ''}"

@@ -125,6 +125,7 @@ def test_counters_that_a_gateway_holds_are_asked_of_it(
 ) -> None:
     with contextlib.closing(Database(f"sqlite:///{tmp_path / 'gateway'}.db")):
         status, _, said = weir("quotas", what)
+        assert weir("queue", "dead", "list") == (0, "", "No dead letters.\n")
     assert status == 2
     assert said.startswith("weir: a running gateway has the counters")
     assert f"{method} /v1/admin/quotas/{what}" in said
