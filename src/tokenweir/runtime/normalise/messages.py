@@ -37,13 +37,15 @@ def messages(values: Values, limits: ImageLimits) -> tuple[Message, ...]:
     """
     given = values.raw("messages")
     param = values.spelling("messages")
-    if not isinstance(given, list) or not given:
+    if given is None or given == []:
         raise ParameterError(
             "there are no messages",
             param=param,
             reason="missing_required_parameter",
             mend="send a list of turns",
         )
+    if not isinstance(given, list):
+        raise values.wrong("messages", 'a list of turns, such as [{"role": "user", "content": "…"}]')
     turns = tuple(_message(f"{param}[{at}]", one, limits) for at, one in enumerate(given))
     images = sum(
         part.get("type") == "image_url"

@@ -152,9 +152,40 @@ def test_a_bad_turn_is_refused_where_it_is_bad(message: Json, param: str) -> Non
     assert refused("chat", {"messages": [message]}) == param
 
 
-@pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "hi"}])
-def test_a_chat_without_messages_is_refused(body: dict[str, Json]) -> None:
-    assert refused("chat", body) == "messages"
+@pytest.mark.parametrize(
+    ("kind", "body", "reason", "said"),
+    [
+        ("chat", {}, "missing_required_parameter", "there are no messages; send a list of turns"),
+        ("chat", {"messages": None}, "missing_required_parameter", "there are no messages"),
+        ("chat", {"messages": []}, "missing_required_parameter", "there are no messages"),
+        (
+            "chat",
+            {"messages": "hi"},
+            "invalid_value",
+            "'messages' is 'hi'; it must be a list of turns, such as [{",
+        ),
+        ("chat", {"messages": ""}, "invalid_value", "'messages' is ''; it must be a list of turns"),
+        ("chat", {"messages": {"role": "user"}}, "invalid_value", "it must be a list of turns"),
+        (
+            "completion",
+            {"prompt": {"a": 1}},
+            "invalid_value",
+            "'prompt' is {'a': 1}; it must be a text, a list of",
+        ),
+        ("embedding", {"input": 5}, "invalid_value", "'input' is 5; it must be a text, or a list of"),
+        ("embedding", {"input": [5]}, "invalid_value", "'input' is [5]; it must be made of texts"),
+    ],
+)
+def test_what_is_no_prompt_is_told_as_what_it_is(
+    kind: Kind, body: dict[str, Json], reason: str, said: str
+) -> None:
+    with pytest.raises(ParameterError) as caught:
+        normalise(kind, body)
+    assert (caught.value.param, caught.value.reason) == (
+        {"chat": "messages", "completion": "prompt", "embedding": "input"}[kind],
+        reason,
+    )
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
