@@ -12,10 +12,10 @@ import click
 
 from tokenweir.bench.records.rundir import RUN_FILE
 from tokenweir.cli.start import start
-from tokenweir.core.errors import RecordError
+from tokenweir.core.errors import NotFoundError, RecordError
 
 if TYPE_CHECKING:
-    from tokenweir.studio.index import RunIndex
+    from tokenweir.studio.index import Entry, RunIndex
 
 
 def locate(names: Sequence[str]) -> list[Path]:
@@ -24,7 +24,8 @@ def locate(names: Sequence[str]) -> list[Path]:
     A name is a path, the name of a directory below the runs directory, a run's id or the beginning of one.
 
     Raises:
-        RecordError: an id is unknown or ambiguous, or its directory is gone.
+        NotFoundError: a name is neither a directory's nor the beginning of an id.
+        RecordError: an id is ambiguous, or its directory is gone.
     """
     below = start().stores.runs
     found = {name: path for name in names if (path := _directory(name, below)) is not None}
@@ -32,7 +33,7 @@ def locate(names: Sequence[str]) -> list[Path]:
     if missing:
         with open_index() as index:
             for name in missing:
-                entry = index.get(name)
+                entry = _indexed(index, name, below)
                 if not entry.present:
                     raise RecordError(
                         f"the directory of {entry.run_id} is gone: {str(entry.path)!r}",
@@ -54,6 +55,15 @@ def open_index() -> Generator[RunIndex]:
             for error in opened.add_new(settings.stores.runs):
                 click.echo(f"weir: left out: {error}", err=True)
         yield opened
+
+
+def _indexed(index: RunIndex, name: str, below: Path) -> Entry:
+    try:
+        return index.get(name)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"there is no directory {name!r}, here or in {str(below)!r}, and {error.message}", mend=error.mend
+        ) from None
 
 
 def _directory(name: str, below: Path) -> Path | None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tokenweir.bench.records.model import Run, RunStatus, Trust
 from tokenweir.bench.records.rundir import RUN_FILE, read_run
-from tokenweir.core.errors import InputError, RecordError
+from tokenweir.core.errors import InputError, NotFoundError, RecordError
 from tokenweir.stores.migrate import upgrade
 from tokenweir.stores.records import reading, records_engine, writing
 from tokenweir.studio.index_schema import BRANCH, LABELS, RUNS, SCRIPTS
@@ -150,7 +150,8 @@ class RunIndex:
         """Return the run with this id, or the only one whose id begins so, with or without ``run_``.
 
         Raises:
-            RecordError: no run or several begin so; the message names near ones.
+            NotFoundError: no run begins so; the message names near ones.
+            RecordError: several do; the message names them.
         """
         beginning = _canonical(run_id)
         wanted = sa.select(RUNS).where(RUNS.c.id.startswith(beginning, autoescape=True))
@@ -167,7 +168,7 @@ class RunIndex:
             known = list(connection.scalars(sa.select(RUNS.c.id).order_by(RUNS.c.id.desc())))
         near = difflib.get_close_matches(beginning, known, n=_NEAR, cutoff=0.5) or known[:_NEAR]
         mend = f"known ones: {', '.join(near)}" if near else "index a directory of runs: weir runs index DIR"
-        raise RecordError(f"no run {run_id!r} is indexed", mend=mend)
+        raise NotFoundError(f"no run {run_id!r} is indexed", mend=mend)
 
     def remove(self, run_id: str) -> None:
         """Forget a run; its directory stays. An id that is not indexed is forgotten already."""

@@ -75,12 +75,17 @@ def test_unlike_runs_end_with_their_own_code(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_one_run_or_an_unknown_one_is_refused(
-    runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["compare", runs[0]]) == 2
     assert "name a second run" in capsys.readouterr().err
     assert run(["compare", runs[0], "run_nowhere"]) == 2
-    assert "no run 'run_nowhere' is indexed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        f"no directory 'run_nowhere', here or in {str(tmp_path)!r}, and no run 'run_nowhere' is indexed"
+        in said
+    )
+    assert said.count("\n") == 1
     assert run(["compare", *runs, "--metric", "speed"]) == 2
     assert "the metrics are" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from tests.factories.runs import RunShape, make_run
 
-from tokenweir.core.errors import InputError, RecordError
+from tokenweir.core.errors import InputError, NotFoundError, RecordError
 from tokenweir.stores.migrate import upgrade, version_table
 from tokenweir.stores.records import records_engine
 from tokenweir.studio.index import Query, RunIndex
@@ -79,9 +79,9 @@ def test_finds_by_id_or_the_beginning_of_one(index: RunIndex, runs: Path) -> Non
         assert index.get(text).run_id == IDS[2]
     with pytest.raises(RecordError, match=f"2 runs begin.*{IDS[0]}, {IDS[1]}"):
         index.get("01K9A")
-    with pytest.raises(RecordError, match=f"no run.*{IDS[0]}"):
+    with pytest.raises(NotFoundError, match=f"no run.*{IDS[0]}"):
         index.get(IDS[0][:-1] + "C")
-    with pytest.raises(RecordError, match="no run"):
+    with pytest.raises(NotFoundError, match="no run"):
         index.get("%")
 
 
