@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -45,6 +46,24 @@ def _read_amount(ctx: click.Context, param: click.Parameter, text: str) -> float
     return amount
 
 
+class _Set(click.Command):
+    """A command whose amount, where it is negative, is not told to be an unknown option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does. Raises InputError for a negative amount."""
+        given = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            # Of what begins with a dash, click names the first letter alone.
+            text = next((one for one in given if one.startswith(error.option_name)), "")
+            if not re.match(r"-\.?\d", text):
+                raise
+            raise InputError(
+                f"an amount cannot be negative, as {text!r} is", mend="write 0 or more"
+            ) from error
+
+
 def _subject(command: CommandT) -> CommandT:
     for name, text in (
         ("tier", "Of each user of this tier."),
@@ -64,7 +83,7 @@ def command() -> None:
     """
 
 
-@command.command(name="set")
+@command.command(name="set", cls=_Set)
 @click.argument("amount", callback=_read_amount)
 @click.argument("unit", type=click.Choice(_UNITS))
 @click.option(

@@ -190,6 +190,12 @@ def test_a_key_is_for_models_that_there_are(weir: Weir) -> None:
     [
         (("quotas", "set", "many", "tokens", "--per", "day", "--user", "ada"), "'many' is no number"),
         (("quotas", "set", "--", "-1", "tokens"), "'-1' is no amount; write 0 or more"),
+        (
+            ("quotas", "set", "-50", "tokens", "--per", "day", "--user", "ada"),
+            "an amount cannot be negative, as '-50' is; write 0 or more",
+        ),
+        (("quotas", "set", "--user", "-5", "-.5", "cost"), "an amount cannot be negative, as '-.5' is"),
+        (("quotas", "set", "5", "-x", "tokens"), "no such option '-x'"),
         (("keys", "create", "ada", "--expires", "5"), "write a number and a unit, such as 5d, 12h or 30m"),
         (("keys", "create", "ada", "--expires", "soon"), "such as 5d"),
     ],
