@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.running import started, weir
 
 DEADLINE_S = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 def processes_that_mention(text: str) -> list[str]:
@@ -40,6 +41,9 @@ def test_it_measures_compares_refuses_and_says_where_the_reports_are(tmp_path: P
     for name in records:
         (report,) = out.rglob(f"{name}/report.html")
         assert str(report) in ended.out
+    page = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    assert [path.name for path in out.iterdir() if path.is_file() and f"`{path.name}`" not in page] == []
+    assert (out / "studio.db").is_file()
     assert processes_that_mention(str(out)) == []
 
 
