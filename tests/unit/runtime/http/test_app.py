@@ -50,11 +50,20 @@ def figures(app: App) -> dict[tuple[str, ...], float]:
     }
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/models/", "/v2/models"])
-def test_an_unknown_path_lists_those_there_are(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/", CHAT),
+        ("/v1", CHAT),
+        ("/v1/chat", CHAT),
+        ("/v1/models/", "/v1/models"),
+        ("/v2/models", "/v1/models"),
+    ],
+)
+def test_an_unknown_path_names_the_nearest_or_what_most_ask_for(path: str, named: str) -> None:
     done = get(make_app(), path)
     assert (done.status, done.error["code"]) == (404, "unknown_path")
-    assert CHAT in str(done.error["mend"])
+    assert named in str(done.error["mend"])
 
 
 @pytest.mark.parametrize("path", [path for path, route in ROUTES.items() if route.method == "POST"])
