@@ -132,8 +132,6 @@ class Gateway:
         )
         self._furnish(node, clock)
         self.batches = self._batches(node, clock)
-        if self.queued is not None:
-            self.queued.asker.measures = metrics.measures
         self.brownout = self._brownout(settings, direct, clock)
         if self.queued is not None and (node.line is not None or self.brownout is not None):
             self.queued.accepting.shaping = partial(shaped, self._door)
@@ -156,6 +154,7 @@ class Gateway:
         door.administration, door.line = node.administration, node.line
         if queued is None:
             return
+        queued.asker.measures = door.metrics.measures
         queued.asker.tracer = queued.ends.tracer = queued.accepting.tracer = node.tracer
         if node.stores.files is not None:
             limits = FileLimits(file_bytes=settings.max_file_bytes, user_bytes=settings.max_stored_bytes)

@@ -29,6 +29,13 @@ class Measured(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every family."""
+        yield from self._answers()
+        yield from self._work()
+        yield from self._settlements()
+        yield self._used()
+        yield from self._process()
+
+    def _answers(self) -> Iterable[Metric]:
         measures = self._measures
         yield _counter("weir_gateway_requests", "Requests answered.", ("route", "status"), measures.requests)
         yield _histogram(
@@ -61,6 +68,9 @@ class Measured(Collector):
             ("code",),
             {(code,): count for code, count in measures.refused.items()},
         )
+
+    def _work(self) -> Iterable[Metric]:
+        measures = self._measures
         yield _counter(
             "weir_gateway_queued_tokens",
             "Tokens set aside for queued requests when they were accepted, by model.",
@@ -73,6 +83,9 @@ class Measured(Collector):
             ("model", "kind"),
             measures.worked,
         )
+
+    def _settlements(self) -> Iterable[Metric]:
+        measures = self._measures
         yield _counter(
             "weir_settled_requests",
             "Rows written to the ledger, by model, ending and source of the count.",
@@ -91,7 +104,8 @@ class Measured(Collector):
             (),
             {(): measures.lag},
         )
-        yield self._used()
+
+    def _process(self) -> Iterable[Metric]:
         yield _counter(
             "weir_log_lines",
             "Warnings and errors in the log, by the component that wrote them and level.",
