@@ -110,17 +110,8 @@ class Gateway:
         direct.tracer = node.tracer
         self._works = node.queued.works
         self._leaving = asyncio.Event()
-        self.queued = (
-            None
-            if node.stores.queued is None
-            else Queued(
-                node.stores.queued,
-                direct,
-                Metering(settler=self._settler, usual=usual, prices=prices, quota=node.stores.quota),
-                policy=node.queued,
-                clock=clock,
-            )
-        )
+        metering = Metering(settler=self._settler, usual=usual, prices=prices, quota=node.stores.quota)
+        self.queued = _queued(node, direct, metering, clock)
         self._door = Door(
             node.keyring,
             direct,
@@ -283,6 +274,12 @@ def _bounds(settings: Settings) -> Bounds:
         write_timeout_ns=settings.write_timeout,
         idle_timeout_ns=settings.idle_timeout,
     )
+
+
+def _queued(node: Node, direct: Direct, metering: Metering, clock: Clock) -> Queued | None:
+    """Return the queued path, where there are stores for it."""
+    stores = node.stores.queued
+    return None if stores is None else Queued(stores, direct, metering, policy=node.queued, clock=clock)
 
 
 def _endpoints(node: Node) -> list[Endpoint]:
