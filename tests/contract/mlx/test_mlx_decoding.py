@@ -180,8 +180,10 @@ def test_logprobs_are_those_of_a_full_forward_pass(
 ) -> None:
     reference = ReferenceLlama(models["target"])
     prompt = prompts(1, seed=17)[0]
+    # An end that happens to be drawn is no token, and has no log probability.
+    decoding = msgspec.structs.replace(SAMPLED, logprobs=4, ignore_eos=True)
     for lane in ("batch", "exclusive"):
-        answer = one(decoder, prompt, msgspec.structs.replace(SAMPLED, logprobs=4), lane=lane)
+        answer = one(decoder, prompt, decoding, lane=lane)
         rows = reference.logprobs([*prompt, *answer.tokens])[len(prompt) - 1 :]
         for event, row in zip(answer.drawn, rows, strict=False):
             assert event.logprob == pytest.approx(row[event.token], abs=2e-3)
