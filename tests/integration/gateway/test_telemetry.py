@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.otlp import otlp_sink, remembering, remembering_rpc
-from tests.factories.queued import User, waiting
+from tests.factories.queued import Answer, User, waiting
 
 from tokenweir.sim.process import SimProcess
 
@@ -54,12 +54,20 @@ def test_a_gateway_counts_what_it_does() -> None:
             assert door.weir("quotas", "set", amount, unit, "--per", per, "--user", "admin").returncode == 0
         user = User(door.url, door.key)
 
+        answers: list[Answer] = []
+
         def limited() -> bool | None:
-            asked = user.ask("POST", "/v1/chat/completions", {**CHAT, "max_tokens": 1})
-            return True if "x-ratelimit-limit-tokens" in asked.headers else None
+            answers.append(user.ask("POST", "/v1/chat/completions", {**CHAT, "max_tokens": 1}))
+            return True if "x-ratelimit-limit-tokens" in answers[-1].headers else None
+
+        def written() -> Samples | None:
+            # A row may be written just after its answer was given.
+            found = scraped(door.url)
+            rows = sum(number for (name, _), number in found.items() if name == "weir_settled_requests_total")
+            return found if rows == len(answers) else None
 
         waiting(limited, "the limits")
-        before = scraped(door.url)
+        before = waiting(written, "the rows of what was asked until now")
         assert user.ask("POST", "/v1/chat/completions", CHAT).status == 200
         for _ in range(2):
             streamed = user.ask("POST", "/v1/chat/completions", {**CHAT, "stream": True})
