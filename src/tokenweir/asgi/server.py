@@ -68,10 +68,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers, and tell who watches."""
-        self._head_arrived()
-        self._reader_moved()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        self._stop_timers()
         super().connection_lost(exc)
         for gone in tuple(self._watchers):
             gone()
@@ -129,6 +126,12 @@ class _Protocol(HttpToolsProtocol):
             # Its task starts only once this has returned.
             self._wire.carry(self.cycle)
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over, with nothing left to write or to time here."""
+        self.outbox.flush()
+        self._stop_timers()
+        super().handle_websocket_upgrade()
+
     def shutdown(self) -> None:
         """Close the connection once its answer is out."""
         self.outbox.flush()
@@ -174,6 +177,12 @@ class _Protocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _stop_timers(self) -> None:
+        self._head_arrived()
+        self._reader_moved()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
 
     def _look_whether_idle(self) -> None:
         """Close a connection that no request came over for so long, or look again when that can be true."""

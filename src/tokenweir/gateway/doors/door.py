@@ -156,10 +156,11 @@ class _Random:
 
     def bits(self) -> int:
         """Return 64 bits."""
-        for (taken,) in self._pool:
-            return taken
-        self._pool = _BITS.iter_unpack(secrets.token_bytes(512 * _BITS.size))
-        return self.bits()
+        taken = next(self._pool, None)
+        if taken is None:
+            self._pool = _BITS.iter_unpack(secrets.token_bytes(512 * _BITS.size))
+            taken = next(self._pool)
+        return taken[0]
 
 
 _random = _Random()
