@@ -24,6 +24,9 @@ _SCOPES: Final[tuple[LimitScope, ...]] = ("tier", "team", "user", "key")
 def directory(*, existing: bool = False) -> Generator[Directory]:
     """Give the directory that the settings name; made where it is not there, unless an ``existing`` one is wanted.
 
+    Only what begins something, as the first user, makes it: to make it for what needs more than that would hide that
+    the wrong folder is named.
+
     Raises:
         NotFoundError: an existing one is wanted, and there is none.
     """
@@ -38,7 +41,7 @@ def directory(*, existing: bool = False) -> Generator[Directory]:
 
 
 def need_database(url: str) -> None:
-    """Refuse to look into a file that is not there: making it would hide that the wrong folder is named.
+    """Refuse a file that is not there.
 
     Raises:
         NotFoundError: there is no such SQLite file.

@@ -49,7 +49,7 @@ def create(
     """Make a key for USER and print it. It is shown this once: only its digest is kept."""
     wanted = cast("tuple[Permission, ...]", scopes) or ("infer", "read")
     need_models(start(), models, "the key is made")
-    with directory() as opened:
+    with directory(existing=True) as opened:
         key, text = opened.issue(
             user, name, scopes=wanted, models=models, lifetime_ns=lifetime(expires) if expires else None
         )
@@ -74,7 +74,7 @@ def list_keys(*, user: str | None) -> None:
 @click.argument("key")
 def revoke(*, key: str) -> None:
     """Refuse KEY (its id, key_…) from now on."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         opened.revoke(key_id(key))
     click.echo(f"{key} is refused from now on", err=True)
 
@@ -84,7 +84,7 @@ def revoke(*, key: str) -> None:
 @click.option("--overlap", default="0s", show_default=True, help="How long the old key still works: 24h, 7d.")
 def rotate(*, key: str, overlap: str) -> None:
     """Make a key like KEY (its id, key_…), with its limits, print it, and refuse the old one."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         made, text = opened.rotate(key_id(key), overlap_ns=lifetime(overlap))
     click.echo(text)
     click.echo(f"{key_text(made.id)} replaces {key}; keep it now, it cannot be shown again", err=True)

@@ -96,7 +96,7 @@ def set_limit(*, amount: float, unit: Unit, window: Window, model: str, **subjec
     settings = start()
     if model:
         need_models(settings, (model,), "the limit is set")
-    with directory() as opened:
+    with directory(existing=True) as opened:
         scope, id_ = find_subject(opened, subject)
         limit = StoredLimit(
             scope=scope, subject=id_, unit=unit, window=window, model=model, amount=whole(amount, unit)
@@ -118,7 +118,7 @@ def set_limit(*, amount: float, unit: Unit, window: Window, model: str, **subjec
 @_subject
 def remove(*, unit: Unit, window: Window, model: str, **subject: str | None) -> None:
     """Remove a limit."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         scope, id_ = find_subject(opened, subject)
         limit = StoredLimit(scope=scope, subject=id_, unit=unit, window=window, model=model, amount=0)
         if not opened.remove_limit(limit):
@@ -185,7 +185,9 @@ def rebuild() -> None:
 
     Over SQLite a running gateway has the counters to itself: ask it, with POST /v1/admin/quotas/rebuild.
     """
-    asyncio.run(offline_quota(start(), "rebuild"))
+    settings = start()
+    need_database(settings.stores.gateway)
+    asyncio.run(offline_quota(settings, "rebuild"))
     click.echo("counted anew", err=True)
 
 

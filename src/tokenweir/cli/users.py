@@ -30,7 +30,7 @@ def command() -> None:
 @click.option("--tier", default="", help="Its tier, where not its team's.")
 def add(*, name: str, team: str, tier: str) -> None:
     """Add a user called NAME."""
-    with directory() as opened:
+    with directory(existing=bool(team or tier)) as opened:
         opened.add_user(name, team=team, tier=tier)
     click.echo(f"user {name} added; make a key with weir keys create {name}", err=True)
 
@@ -56,7 +56,7 @@ def list_users() -> None:
 @click.argument("name")
 def disable(*, name: str) -> None:
     """Refuse all keys of the user NAME."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         opened.disable_user(name)
     click.echo(f"user {name} is disabled: its keys are refused", err=True)
 
@@ -65,7 +65,7 @@ def disable(*, name: str) -> None:
 @click.argument("name")
 def enable(*, name: str) -> None:
     """Accept the keys of the user NAME again."""
-    with directory() as opened:
+    with directory(existing=True) as opened:
         opened.disable_user(name, disabled=False)
     click.echo(f"user {name} is enabled: its keys are accepted", err=True)
 
@@ -75,7 +75,7 @@ def enable(*, name: str) -> None:
 @click.option("--tier", default="", help="The tier of its members.")
 def add_team(*, name: str, tier: str) -> None:
     """Add a team called NAME, whose use can be limited together."""
-    with directory() as opened:
+    with directory(existing=bool(tier)) as opened:
         opened.add_team(name, tier=tier)
     tiered = f" of tier {tier}" if tier else ""
     click.echo(f"team {name}{tiered} added; add members with weir users add NAME --team {name}", err=True)

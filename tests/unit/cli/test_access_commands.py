@@ -11,12 +11,14 @@ import pytest
 from tokenweir.access.directory import Directory
 from tokenweir.cli import main
 from tokenweir.core.clock import SystemClock
+from tokenweir.core.ids import format_id, uuid7
 from tokenweir.ports.ledger import Charge, LedgerRow
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
 
 Weir = Callable[..., tuple[int, str, str]]
+REQUEST = format_id("req", uuid7(1_700_000_000_000_000_000, 1))
 ENDPOINT = """
 [[endpoints]]
 name = "one"
@@ -119,6 +121,15 @@ def test_limits_and_use_of_all_are_listed(weir: Weir, tmp_path: Path) -> None:
     assert weir("quotas", "list", "--user", "eve")[1:] == ("", "No limits.\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["users add ada", "users add-team research", "users set-tier gold"],
+)
+def test_what_begins_something_makes_the_database(weir: Weir, tmp_path: Path, words: str) -> None:
+    assert weir(*words.split())[0] == 0
+    assert (tmp_path / "access.db").exists()
+
+
 @pytest.mark.parametrize(("what", "method"), [("verify", "GET"), ("rebuild", "POST")])
 def test_counters_that_a_gateway_holds_are_asked_of_it(
     weir: Weir, tmp_path: Path, what: str, method: str
@@ -143,16 +154,28 @@ def test_counters_that_a_gateway_holds_are_asked_of_it(
         "quotas verify",
         "queue status",
         "queue dead list",
+        "keys create ada",
+        "keys revoke key_00000000000000000000000000",
+        "keys rotate key_00000000000000000000000000",
+        "users add ada --team research",
+        "users add ada --tier gold",
+        "users add-team research --tier gold",
+        "users disable ada",
+        "users enable ada",
+        "quotas set 5 tokens --per day --user ada",
+        "quotas remove tokens --per day --user ada",
+        "quotas rebuild",
+        f"queue dead replay {REQUEST}",
+        f"queue dead drop {REQUEST}",
+        "queue rotate",
     ],
 )
-def test_what_only_reads_makes_no_database(weir: Weir, tmp_path: Path, words: str) -> None:
+def test_what_needs_something_that_is_there_makes_no_database(weir: Weir, tmp_path: Path, words: str) -> None:
     before = set(tmp_path.iterdir())
     status, out, said = weir(*words.split())
     assert (status, out, said.count("\n")) == (2, "", 1)
-    assert (
-        f"there is no database '{'gateway' if 'verify' in words or 'queue' in words else 'access'}.db'"
-        in said
-    )
+    of_gateway = words.startswith("queue ") or words in {"quotas verify", "quotas rebuild"}
+    assert f"there is no database '{'gateway' if of_gateway else 'access'}.db'" in said
     assert f"in {str(tmp_path)!r}" in said
     assert "weir up makes it, or name the folder that holds it with WEIR_HOME" in said
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "weir.toml"}
