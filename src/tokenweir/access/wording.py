@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from tokenweir.access.directory import Directory, LimitScope
+from tokenweir.access.directory import Directory, LimitScope, StoredLimit
 from tokenweir.core.errors import InputError, NotFoundError
 from tokenweir.core.ids import format_id, parse_id
 from tokenweir.core.quota import Unit
@@ -18,6 +18,7 @@ _LONGEST_DAYS: Final = 36_500
 COST_UNIT: Final = 1_000_000
 """Cost is counted in millionths."""
 _AMOUNT_MOST: Final = 2**62
+_SCOPES: Final[tuple[LimitScope, ...]] = ("tier", "team", "user", "key")
 
 
 def key_text(key: bytes) -> str:
@@ -68,6 +69,34 @@ def subject(directory: Directory, given: Mapping[str, str | None]) -> tuple[Limi
             return "team", _named("team", name, {team.name: team.id for team in directory.teams()})
         case _:
             return "tier", _named("tier", name, {tier.name: tier.name.encode() for tier in directory.tiers()})
+
+
+class Subjects:
+    """What limits are set on, by name, and the order that they are listed in."""
+
+    def __init__(self, directory: Directory) -> None:
+        """Read the names there are."""
+        self._names: dict[LimitScope, dict[bytes, str]] = {
+            "user": {user.id: user.name for user in directory.users()},
+            "team": {team.id: team.name for team in directory.teams()},
+        }
+
+    def name(self, scope: LimitScope, subject: bytes) -> str:
+        """Return what a subject is called; a key by its id."""
+        if scope == "tier":
+            return subject.decode()
+        if scope == "key":
+            return key_text(subject)
+        return self._names[scope].get(subject, subject.hex())
+
+    def order(self, limit: StoredLimit) -> tuple[int, str, str, str]:
+        """Return where a limit stands in a list: those of many before those of few."""
+        return (
+            _SCOPES.index(limit.scope),
+            self.name(limit.scope, limit.subject),
+            limit.model,
+            f"{limit.unit} {limit.window}",
+        )
 
 
 def _named(kind: str, name: str, known: Mapping[str, bytes]) -> bytes:

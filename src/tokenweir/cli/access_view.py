@@ -1,23 +1,20 @@
-"""What the commands about users, keys and limits share: their databases, names, and times as people read them."""
+"""What the commands about users, keys and limits share: their databases, and times as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Final
 
 import click
 
-from tokenweir.access.directory import Directory, LimitScope, StoredLimit
-from tokenweir.access.wording import key_text, need_known
+from tokenweir.access.directory import Directory
+from tokenweir.access.wording import need_known
 from tokenweir.app import Settings
 from tokenweir.cli.start import start
 from tokenweir.core.errors import NotFoundError
 from tokenweir.runtime.shipped import shipped_model
 from tokenweir.stores.records import absent_file
-
-_SCOPES: Final[tuple[LimitScope, ...]] = ("tier", "team", "user", "key")
 
 
 @contextmanager
@@ -51,34 +48,6 @@ def need_database(url: str) -> None:
         raise NotFoundError(
             f"there is no database {path.name!r} in {str(path.parent)!r}",
             mend="weir up makes it, or name the folder that holds it with WEIR_HOME or [stores]",
-        )
-
-
-class Subjects:
-    """What limits are set on, by name."""
-
-    def __init__(self, opened: Directory) -> None:
-        """Read the names there are."""
-        self._names: dict[LimitScope, dict[bytes, str]] = {
-            "user": {user.id: user.name for user in opened.users()},
-            "team": {team.id: team.name for team in opened.teams()},
-        }
-
-    def name(self, scope: LimitScope, subject: bytes) -> str:
-        """Return a subject as it is shown: ``user ada``."""
-        if scope == "tier":
-            return f"tier {subject.decode()}"
-        if scope == "key":
-            return f"key {key_text(subject)}"
-        return f"{scope} {self._names[scope].get(subject, subject.hex())}"
-
-    def order(self, limit: StoredLimit) -> tuple[int, str, str, str]:
-        """Return where a limit stands in a list: those of many before those of few."""
-        return (
-            _SCOPES.index(limit.scope),
-            self.name(limit.scope, limit.subject),
-            limit.model,
-            f"{limit.unit} {limit.window}",
         )
 
 

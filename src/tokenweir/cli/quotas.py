@@ -11,10 +11,10 @@ from typing import Final, TypeVar
 import click
 
 from tokenweir.access.directory import LimitScope, StoredLimit
-from tokenweir.access.wording import plain, whole
+from tokenweir.access.wording import Subjects, plain, whole
 from tokenweir.access.wording import subject as find_subject
 from tokenweir.app.gateway import offline_quota, totals
-from tokenweir.cli.access_view import Subjects, directory, need_database, need_models
+from tokenweir.cli.access_view import directory, need_database, need_models
 from tokenweir.cli.start import start
 from tokenweir.cli.tables import Column, echo_table
 from tokenweir.core.errors import InputError, NotFoundError
@@ -146,7 +146,7 @@ def list_limits(**subject: str | None) -> None:
     used = asyncio.run(_used(settings.stores.gateway))
     rows = [
         (
-            subjects.name(limit.scope, limit.subject),
+            f"{limit.scope} {subjects.name(limit.scope, limit.subject)}",
             limit.model or "all",
             limit.unit,
             limit.window,
@@ -233,7 +233,7 @@ def _unlimited(
         if row.user not in limited:
             counted[row.user] = counted.get(row.user, 0) + _amount(row, "tokens")
     return sorted(
-        (subjects.name("user", user), "all", "tokens", "month", _NONE, _shown(count, "tokens"))
+        (f"user {subjects.name('user', user)}", "all", "tokens", "month", _NONE, _shown(count, "tokens"))
         for user, count in counted.items()
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tokenweir.access.directory import Directory
 from tokenweir.access.wording import key_text
@@ -19,6 +19,7 @@ from tokenweir.telemetry.logs import get_logger
 T = TypeVar("T")
 
 _LOG = get_logger("tokenweir.gateway.administration")
+_AT_ONCE: Final = 256
 
 
 class Administration:
@@ -66,7 +67,11 @@ class Administration:
 
     async def use(self, limits: Sequence[Limit]) -> Sequence[Headroom]:
         """Return what is left of limits now."""
-        return await self._quota.use(limits) if limits else ()
+        found: list[Headroom] = []
+        # A store may answer nobody else meanwhile.
+        for at in range(0, len(limits), _AT_ONCE):
+            found += await self._quota.use(limits[at : at + _AT_ONCE])
+        return found
 
     async def verify(self) -> Sequence[str]:
         """Return a line for each counter that is not what ledger and open reservations add up to."""

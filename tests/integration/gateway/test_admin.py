@@ -136,6 +136,38 @@ def test_limits_are_set_hold_and_are_proved(admin: Admin, door: GatewayProcess) 
     assert free["used"] is None
 
 
+def test_limits_of_all_are_listed_each_with_its_own_use(door: GatewayProcess) -> None:
+    admin = Admin(door)
+    nine = {"unit": "requests", "per": "month", "amount": 9}
+    admin.ask("POST", "teams", {"name": "crowd"}, status=201)
+    admin.ask("PUT", "tiers/crowded", {})
+    keys: dict[str, str] = {}
+    for name in ("zoe", "bea"):
+        admin.ask("POST", "users", {"name": name, "team": "crowd"}, status=201)
+        key = admin.ask("POST", "keys", {"user": name}, status=201)
+        keys[name] = key["id"]
+        admin.ask("PUT", "quotas", {"user": name, **nine})
+        for _ in range(2 if name == "zoe" else 1):
+            assert asks(door, key["secret"]) == 200
+    for whose in ({"key": keys["zoe"]}, {"team": "crowd"}, {"tier": "crowded"}):
+        admin.ask("PUT", "quotas", {**whose, **nine})
+    found = [
+        (each["scope"], each["name"], each["used"])
+        for each in admin.ask("GET", "quotas")["data"]
+        if (each["unit"], each["per"], each["amount"]) == ("requests", "month", 9)
+    ]
+    assert found == [
+        ("tier", "crowded", None),
+        ("team", "crowd", 3),
+        ("user", "bea", 1),
+        ("user", "zoe", 2),
+        ("key", keys["zoe"], 2),
+    ]
+    assert admin.ask("GET", "quotas?user=bea")["data"] == [
+        each for each in admin.ask("GET", "quotas")["data"] if each["name"] == "bea"
+    ]
+
+
 def test_use_is_told_as_json_and_as_csv(admin: Admin, door: GatewayProcess) -> None:
     admin.ask("POST", "teams", {"name": "billing"}, status=201)
     admin.ask("POST", "users", {"name": "edsger", "team": "billing"}, status=201)
@@ -186,7 +218,7 @@ def test_use_is_told_as_json_and_as_csv(admin: Admin, door: GatewayProcess) -> N
         ("POST", "keys/key_01M7ZNYTNGE3NB7S5GARYF16GB/rotate", {}, 404, None),
         ("GET", "keys?user=absent", None, 404, None),
         ("GET", "keys?who=admin", None, 400, "who"),
-        ("GET", "quotas", None, 400, None),
+        ("DELETE", "quotas?unit=tokens&per=day", None, 400, None),
         ("GET", "quotas?user=admin&tier=x", None, 400, None),
         ("PUT", "quotas", {"user": "admin", "unit": "tokens", "per": "day", "amount": 1.5}, 400, None),
         ("PUT", "quotas", {"user": "admin", "unit": "tokens", "per": "day", "amount": -1}, 400, "amount"),

@@ -93,9 +93,9 @@ ADMIN: Final[Mapping[str, Description]] = {
         answers={201: (said.MadeKey,)},
     ),
     "GET /v1/admin/quotas": Description(
-        summary="List the limits of a key, user, team or tier, and what counts against them",
+        summary="List the limits of a key, user, team or tier, or of all, and what counts against them",
         scope="admin",
-        query=_fields(said.Whose),
+        query=_fields(said.WhoseOrAll),
         answers={200: (said.LimitList,)},
         refuses=(404,),
     ),

@@ -151,13 +151,17 @@ class KeyList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
-class Whose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose limits: exactly one of them is given, by name; a key by its id."""
+class WhoseOrAll(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose limits: at most one of them is given, by name; a key by its id. Without one, those of all."""
 
     key: Name | None = None
     user: Name | None = None
     team: Name | None = None
     tier: Name | None = None
+
+
+class Whose(WhoseOrAll, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose limit: exactly one of them is given, by name; a key by its id."""
 
 
 class LimitKind(Whose, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tokenweir.access.directory import Directory, LimitScope, StoredLimit
-from tokenweir.access.wording import COST_UNIT, key_id, need_known, plain, subject, whole
+from tokenweir.access.wording import COST_UNIT, Subjects, key_id, need_known, plain, subject, whole
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.quota import Limit
@@ -31,13 +31,20 @@ _PIECE_ROWS: Final = 256
 
 
 async def quotas(door: Door, call: Call) -> None:
-    """List the limits of a key, user, team or tier, and what counts against them."""
+    """List the limits of a key, user, team or tier, or of all, and what counts against them."""
     await door.caller(call, "admin")
-    whose = query_of(call, said.Whose)
-    limits = await administration(door).read(
-        lambda directory: directory.limits(*subject(directory, _names(whose)))
-    )
-    await call.answer_json(said.LimitList(data=await _shown(door, whose, limits)))
+    named = _names(query_of(call, said.WhoseOrAll))
+
+    def find(directory: Directory) -> list[tuple[str, StoredLimit]]:
+        one = any(name is not None for name in named.values())
+        limits = directory.limits(*subject(directory, named)) if one else directory.limits()
+        subjects = Subjects(directory)
+        return [
+            (subjects.name(limit.scope, limit.subject), limit) for limit in sorted(limits, key=subjects.order)
+        ]
+
+    found = await administration(door).read(find)
+    await call.answer_json(said.LimitList(data=await _shown(door, found)))
 
 
 async def set_quota(door: Door, call: Call) -> None:
@@ -54,7 +61,7 @@ async def set_quota(door: Door, call: Call) -> None:
         return limit
 
     limit = await administration(door).change(caller, f"limit of {_of(wanted)[1]} set", change)
-    (shown,) = await _shown(door, wanted, [limit])
+    (shown,) = await _shown(door, [(_of(wanted)[1], limit)])
     await call.answer_json(shown)
 
 
@@ -150,7 +157,7 @@ def _row(total: LedgerTotal, names: Names) -> said.UsageRow:
     )
 
 
-def _names(whose: said.Whose) -> dict[str, str | None]:
+def _names(whose: said.WhoseOrAll) -> dict[str, str | None]:
     return {"key": whose.key, "user": whose.user, "team": whose.team, "tier": whose.tier}
 
 
@@ -166,15 +173,15 @@ def _stored(directory: Directory, kind: said.LimitKind, amount: int) -> StoredLi
     )
 
 
-async def _shown(door: Door, whose: said.Whose, limits: Sequence[StoredLimit]) -> list[said.LimitAnswer]:
-    """Return limits as they are shown, with what counts against them now."""
-    counted = [counting for limit in limits if (counting := _counting(limit)) is not None]
+async def _shown(door: Door, limits: Sequence[tuple[str, StoredLimit]]) -> list[said.LimitAnswer]:
+    """Return limits, each after the name of whose it is, as they are shown, with what counts against them now."""
+    counted = [counting for _, limit in limits if (counting := _counting(limit)) is not None]
     left = {_kind(each.limit): each for each in await administration(door).use(counted)}
-    return [_limit(limit, whose, left.get(_kind(limit))) for limit in limits]
+    return [_limit(limit, name, left.get(_kind(limit))) for name, limit in limits]
 
 
-def _kind(limit: Limit | StoredLimit) -> tuple[str, str, str]:
-    return limit.unit, limit.window, limit.model
+def _kind(limit: Limit | StoredLimit) -> tuple[str, bytes, str, str, str]:
+    return limit.scope, limit.subject, limit.unit, limit.window, limit.model
 
 
 def _counting(limit: StoredLimit) -> Limit | None:
@@ -190,12 +197,12 @@ def _counting(limit: StoredLimit) -> Limit | None:
     )
 
 
-def _limit(limit: StoredLimit, whose: said.Whose, left: Headroom | None) -> said.LimitAnswer:
+def _limit(limit: StoredLimit, name: str, left: Headroom | None) -> said.LimitAnswer:
     scope: LimitScope = limit.scope
     used = None if left is None else plain(limit.amount - left.remaining, limit.unit)
     return said.LimitAnswer(
         scope=scope,
-        name=_of(whose)[1],
+        name=name,
         unit=limit.unit,
         per=limit.window,
         model=limit.model,
