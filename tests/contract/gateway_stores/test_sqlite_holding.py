@@ -15,6 +15,7 @@ from tokenweir.core.errors import UnavailableError
 from tokenweir.core.quota import Amounts
 from tokenweir.ports.ledger import Charge, LedgerFilter
 from tokenweir.ports.quota import Denied, Granted, Settle
+from tokenweir.stores.gateway.sqlite import counters
 from tokenweir.stores.gateway.sqlite.database import Database
 from tokenweir.stores.gateway.sqlite.ledger import SqliteLedger
 from tokenweir.stores.gateway.sqlite.quota import SqliteQuota
@@ -131,6 +132,22 @@ def test_a_counter_counted_anew_has_what_is_not_written_yet(tmp_path: Path) -> N
         assert [left.remaining for left in await embedded.quota.use([every, one])] == [910, 930]
         await embedded.quota.rebuild()
         assert [left.remaining for left in await embedded.quota.use([every, one])] == [910, 930]
+        embedded.database.close()
+
+    asyncio.run(story())
+
+
+def test_counters_that_had_to_make_room_amid_a_decision_are_not_taken_for_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "_MOST", 1)
+
+    async def story() -> None:
+        embedded = Embedded(tmp_path)
+        limits = limit("tokens", "day", 150), limit("tokens", "day", 1000, scope="user")
+        answers = [(await embedded.quota.reserve([reserve(*limits)]))[0] for _ in range(3)]
+        assert [type(answer) for answer in answers] == [Granted, Denied, Denied]
+        assert [left.remaining for left in await embedded.quota.use(limits)] == [50, 900]
         embedded.database.close()
 
     asyncio.run(story())

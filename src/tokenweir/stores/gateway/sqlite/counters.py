@@ -158,8 +158,6 @@ class Counters:
             return used
         written = counted(connection, key)
         with self._lock:
-            if len(self._held) >= _MOST:
-                self._held.clear()
             held = self._held.setdefault((key.scope, key.subject), {})
             for old in [old for old in held if window_end(old.window, old.start_at) <= key.start_at]:
                 del held[old]
@@ -168,6 +166,7 @@ class Counters:
 
     def take(self, connection: sqlite3.Connection, wanted: Reserve, at: int) -> Headroom | None:
         """Count an estimate everywhere, or nowhere; then return the limit that is short."""
+        self._make_room()
         for limit in wanted.limits:
             self.used(connection, key_of(limit, at))
         with self._lock:
@@ -181,6 +180,7 @@ class Counters:
 
     def headroom(self, connection: sqlite3.Connection, limit: Limit, at: int) -> Headroom:
         """Return what is left of a limit."""
+        self._make_room()
         return _headroom(limit, self.used(connection, key_of(limit, at)), at)
 
     def add(self, subjects: tuple[bytes, bytes, bytes], model: str, at: int, amounts: Amounts) -> None:
@@ -199,6 +199,11 @@ class Counters:
             for key in held:
                 if key.model in {"", model} and window_start(key.window, at) == key.start_at:
                     held[key] += amounts.of(key.unit)
+
+    def _make_room(self) -> None:
+        """Forget where too many are held; never between two counters that one decision needs."""
+        if len(self._held) >= _MOST:
+            self.forget()
 
     def _value(self, key: CounterKey) -> int | None:
         held = self._held.get((key.scope, key.subject))
