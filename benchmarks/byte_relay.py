@@ -1,15 +1,14 @@
 """The limit of a relay in this interpreter: bytes passed on between two connections by uvloop, and nothing else.
 
-``python -m benchmarks.byte_relay PORT UPSTREAM_PORT`` relays until it is ended. What no HTTP server between two others
-can be faster than on the same machine is measured beside the gateway.
+``python -m benchmarks.byte_relay UPSTREAM_PORT`` prints its own port and relays until it is ended. What no HTTP server
+between two others can be faster than on the same machine is measured beside the gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
+import re
 import sys
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import cast
@@ -17,7 +16,11 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from benchmarks.gateway_load import Door, free_port, listens, on_server_core
+from benchmarks.gateway_load import Door
+from benchmarks.harness import SERVER_CORE
+from benchmarks.servers import server
+
+_LISTENING = re.compile(r"port (\d+)\n")
 
 
 class _End(asyncio.Protocol):
@@ -51,7 +54,7 @@ class _End(asyncio.Protocol):
             self.other.transport.close()
 
 
-async def serve(port: int, upstream: int) -> None:
+async def serve(upstream: int) -> None:
     """Relay until cancelled."""
     loop = asyncio.get_running_loop()
     joining: set[object] = set()
@@ -64,25 +67,18 @@ async def serve(port: int, upstream: int) -> None:
         join.add_done_callback(joining.discard)
         return near
 
-    server = await loop.create_server(accepted, "127.0.0.1", port)
-    await server.serve_forever()
+    listening = await loop.create_server(accepted, "127.0.0.1", 0)
+    print(f"port {listening.sockets[0].getsockname()[1]}", flush=True)
+    await listening.serve_forever()
 
 
 @contextmanager
 def byte_relay(url: str) -> Generator[Door]:
     """Run the relay before a server, on the gateway's core."""
-    port = free_port()
-    command = [sys.executable, "-m", "benchmarks.byte_relay", str(port), str(urlsplit(url).port)]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    on_server_core(child.pid)
-    try:
-        while not listens(port):
-            time.sleep(0.05)
-        yield Door(f"http://127.0.0.1:{port}", "", child.pid)
-    finally:
-        child.terminate()
-        child.wait(30)
+    command = [sys.executable, "-m", "benchmarks.byte_relay", str(urlsplit(url).port)]
+    with server(command, _LISTENING.search, cores=[SERVER_CORE]) as relay:
+        yield Door(f"http://127.0.0.1:{relay.told[1]}", "", relay.pid)
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(serve(int(sys.argv[1])))

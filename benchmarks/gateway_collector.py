@@ -20,8 +20,9 @@ from typing import cast
 import msgspec
 
 from benchmarks.gateway_load import QUEUED
-from benchmarks.gateway_services import process, shared_stores, store_urls, table
+from benchmarks.gateway_services import shared_stores, store_urls, table
 from benchmarks.harness import CLIENT_CORE, SERVER_CORE, Figure, Result, measured, process_cpu
+from benchmarks.servers import weir_server
 from tokenweir.core.events import Completed, Event, Started, Token, Usage
 from tokenweir.core.ids import uuid7
 from tokenweir.core.quota import Amounts, Limit
@@ -87,7 +88,8 @@ async def _round(urls: Mapping[str, str], scratch: Path) -> Mapping[str, float]:
             await fill.publish(backlog)
             await fill.publish(streams)
             settings = f'{table(urls)}access = "sqlite:///{scratch}/access.db"\n'
-            with process("collector", settings, cores=[SERVER_CORE], log=scratch / "collector.log") as pid:
+            with weir_server(scratch, "collector", settings=settings, cores=[SERVER_CORE]) as collector:
+                pid = collector.pid
                 # Its start counts no more once it has settled something.
                 first = await fill.settled_to(len(backlog) + len(streams) + len(paced) - 1)
                 before, cpu = fill.open, process_cpu(pid)

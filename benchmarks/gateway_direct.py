@@ -7,17 +7,16 @@ process that passes bytes on and does nothing else. Those that are not measured 
 from __future__ import annotations
 
 import http.client
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.byte_relay import byte_relay
-from benchmarks.gateway_load import Door, Load, drive, free_port, gateway, request, simulator
+from benchmarks.gateway_load import Door, Load, drive, gateway, request, simulator
 from benchmarks.harness import SERVER_CORE, Figure, Result, measured
+from benchmarks.servers import free_port, server
 from tokenweir.sim.process import SimProcess
 
 HERE = Path(__file__).parent
@@ -26,7 +25,6 @@ BODY = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers ar
 SATURATED, PEER_SATURATED, ALONE = 64, 16, 1
 WINDOW_S = 3.0
 PEER_KEY = "sk-benchmark"
-PEER_START_S = 120.0
 
 FIGURES = (
     Figure("requests", "requests/s", (), 9_000.0),
@@ -74,7 +72,7 @@ def peer_command() -> Path:
 
 
 @contextmanager
-def litellm(command: Path, sim: SimProcess) -> Generator[Door]:
+def litellm(program: Path, sim: SimProcess) -> Generator[Door]:
     """Run LiteLLM's proxy with one worker, before the simulator, on the gateway's core."""
     port = free_port()
     settings = HERE / "cache" / "litellm.yaml"
@@ -83,34 +81,19 @@ def litellm(command: Path, sim: SimProcess) -> Generator[Door]:
         f"      api_base: {sim.url}/v1\n      api_key: none\n"
         f"general_settings:\n  master_key: {PEER_KEY}\n"
     )
-    with (HERE / "cache" / "litellm.log").open("w") as log:
-        child = subprocess.Popen(
-            [str(command), "--config", str(settings), "--host", "127.0.0.1", "--port", str(port)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Nothing is to be looked up elsewhere, and no line is to be written for a request.
-            env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},  # noqa: TID251
-        )
-    os.sched_setaffinity(child.pid, {SERVER_CORE})
-    try:
-        _wait_until_alive(child, port)
-        yield Door(f"http://127.0.0.1:{port}", PEER_KEY, child.pid)
-    finally:
-        child.terminate()
-        child.wait(30)
+    command = [str(program), "--config", str(settings), "--host", "127.0.0.1", "--port", str(port)]
+    # Nothing is to be looked up elsewhere, and no line is to be written for a request.
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    with server(command, lambda _: _alive(port), cores=[SERVER_CORE], environment=quiet) as started:
+        yield Door(f"http://127.0.0.1:{port}", PEER_KEY, started.pid)
 
 
-def _wait_until_alive(child: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + PEER_START_S
-    while child.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError):
-            asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            asking.request("GET", "/health/liveliness")
-            if asking.getresponse().status == 200:
-                return
-        time.sleep(0.2)
-    raise RuntimeError((HERE / "cache" / "litellm.log").read_text()[-2000:])
+def _alive(port: int) -> bool:
+    with suppress(OSError):
+        asking = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        asking.request("GET", "/health/liveliness")
+        return asking.getresponse().status == http.client.OK
+    return False
 
 
 def _round(sim: SimProcess, ours: Door, limit: Door, theirs: Door) -> Mapping[str, float]:

@@ -12,26 +12,26 @@ import multiprocessing
 import os
 import re
 import select
-import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack, cast
 from urllib.parse import urlsplit
 
-from benchmarks.harness import CLIENT_CORE, SERVER_CORE, process_cpu, raise_descriptor_limit, weir
+from benchmarks.harness import CLIENT_CORE, SERVER_CORE, process_cpu, raise_descriptor_limit
+from benchmarks.servers import weir_server
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.sim.process import SimFlags, SimProcess
 
-START_S = 60.0
-_READY = re.compile(r"weir gateway: (http\S+) ready")
+_READY_WITH_KEY = re.compile(r"weir up: (?P<url>\S+) ready\n(?:.*\n)*?  key +(?P<key>\S+) ")
+_PATIENCE_S = 60.0
+_STOP_S = 2.0
 EMPTY_CHUNK = b"0\r\n\r\n"
 QUEUED = b'{"model":"sim","messages":[{"role":"user","content":"How many rivers are there?"}],"max_tokens":8}'
 
@@ -44,11 +44,6 @@ class Door:
     key: str
     pid: int
     ready_s: float = 0.0
-
-    @property
-    def cpu_s(self) -> float:
-        """The CPU seconds it has used."""
-        return process_cpu(self.pid)
 
     @property
     def rss_bytes(self) -> int:
@@ -97,8 +92,12 @@ class Loaded:
 
     def quantile_ms(self, share: float) -> float:
         """Return a quantile of the latency."""
-        ordered = sorted(self.latencies_ns)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+        return quantile_ms(sorted(self.latencies_ns), share)
+
+
+def quantile_ms(ordered: Sequence[int], share: float) -> float:
+    """Return a quantile, in milliseconds, of nanoseconds in order."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
 
 
 def simulator(**flags: Unpack[SimFlags]) -> SimProcess:
@@ -107,116 +106,50 @@ def simulator(**flags: Unpack[SimFlags]) -> SimProcess:
     return SimProcess(cpus=frozenset({CLIENT_CORE}), **flags)
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    """Whether something takes connections at a port."""
-    with socket.socket() as trying:
-        return trying.connect_ex(("127.0.0.1", port)) == 0
-
-
-def on_server_core(pid: int) -> None:
-    """Give a process the core of the server alone."""
-    os.sched_setaffinity(pid, {SERVER_CORE})
+def endpoint(url: str) -> str:
+    """Return the settings of a gateway before one simulator."""
+    return f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{url}"\nmodel = "sim"\n'
 
 
 @contextmanager
-def gateway(
-    upstream: str, *, more: str = "", cwd: Path | None = None, patience_s: float = START_S
-) -> Generator[Door]:
+def gateway(upstream: str, *, patience_s: float = _PATIENCE_S) -> Generator[Door]:
     """Run ``weir up`` before one endpoint, with a fresh database, on a core of its own.
 
     At the end what is on its way has ``patience_s`` to finish.
     """
-    raise_descriptor_limit()
-    with tempfile.TemporaryDirectory(prefix="weir-bench-gateway-") as scratch:
-        home = Path(scratch)
-        settings, ready, log = home / "weir.toml", home / "ready", home / "log"
-        settings.write_text(
-            f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{upstream}"\nmodel = "sim"\n{more}'
-        )
-        command = weir("--config", str(settings), "up", "--port", "0", "--ready-file", str(ready))
-        began = time.monotonic()
-        with log.open("w") as output:
-            child = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=cwd,
-                env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
-            )
-        os.sched_setaffinity(child.pid, {SERVER_CORE})
-        try:
-            while not (ready.exists() and ready.read_text().endswith("\n")):
-                if child.poll() is not None or time.monotonic() - began > START_S:
-                    raise RuntimeError(log.read_text())
-                time.sleep(0.005)
-            took = time.monotonic() - began
-            while "key " not in log.read_text():
-                time.sleep(0.005)
-            key = next(line.split()[1] for line in log.read_text().splitlines() if "  key " in line)
-            yield Door(ready.read_text().strip(), key, child.pid, took)
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+    with (
+        tempfile.TemporaryDirectory(prefix="weir-bench-gateway-") as home,
+        weir_server(
+            Path(home),
+            "up",
+            "--port",
+            "0",
+            settings=endpoint(upstream),
+            ready=_READY_WITH_KEY,
+            cores=[SERVER_CORE],
+            stop_s=patience_s,
+        ) as up,
+    ):
+        yield Door(up.told["url"], up.told["key"], up.pid, up.ready_s)
 
 
 @contextmanager
 def front_door(
-    upstream: str,
-    *,
-    more: str,
-    access: Path,
-    patience_s: float = START_S,
-    cores: Sequence[int] = (SERVER_CORE,),
+    upstream: str, *, more: str, access: Path, cores: Sequence[int] = (SERVER_CORE,)
 ) -> Generator[Door]:
     """Run ``weir gateway``, the front door alone, on a core of its own, or on others; ``more`` names its stores.
 
     ``access`` is the file of its keys, which is made.
     """
-    raise_descriptor_limit()
     directory = Directory(f"sqlite:///{access}")
     directory.add_user("bench")
     _, key = directory.issue("bench", "bench", scopes=PERMISSIONS)
     directory.close()
-    home = access.parent
-    settings, log = home / "weir.toml", home / "log"
-    settings.write_text(
-        f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{upstream}"\nmodel = "sim"\n{more}'
-        f'access = "sqlite:///{access}"\n'
-    )
-    began = time.monotonic()
-    with log.open("w") as output:
-        child = subprocess.Popen(
-            weir("--config", str(settings), "gateway", "--port", "0"),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "WEIR_HOME": str(home)},  # noqa: TID251 - a child is given it whole
-        )
-    os.sched_setaffinity(child.pid, set(cores))
-    try:
-        while (found := _READY.search(log.read_text())) is None:
-            if child.poll() is not None or time.monotonic() - began > START_S:
-                raise RuntimeError(log.read_text())
-            time.sleep(0.005)
-        yield Door(found[1], key, child.pid, time.monotonic() - began)
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+    settings = f'{endpoint(upstream)}{more}access = "sqlite:///{access}"\n'
+    with weir_server(
+        access.parent, "gateway", "--port", "0", settings=settings, cores=cores, stop_s=_STOP_S
+    ) as started:
+        yield Door(started.told[1], key, started.pid, started.ready_s)
 
 
 def request(path: str, body: bytes, key: str = "", *, method: bytes = b"POST") -> bytes:
@@ -245,17 +178,29 @@ def submitted(door: Door) -> str:
 
 def drive(url: str, load: Load, *, doors: Sequence[Door] = ()) -> tuple[Loaded, list[float]]:
     """Put a load on ``url`` from a process of its own; return what came, and the CPU seconds of each door in it."""
+    loaded, spent = in_own_process(_client, url, load, pids=[door.pid for door in doors])
+    return cast("Loaded", loaded), spent
+
+
+def in_own_process(
+    client: Callable[..., None], *arguments: object, pids: Sequence[int]
+) -> tuple[Any, list[float]]:
+    """Run a client in a process of its own; return what it found, and the CPU seconds of others in its window.
+
+    It is given the end of a pipe behind its arguments, and sends into it when its window begins, when that ends, and
+    what it found.
+    """
     ours, theirs = multiprocessing.Pipe()
-    client = multiprocessing.Process(target=_client, args=(url, load, theirs))
-    client.start()
+    process = multiprocessing.Process(target=client, args=(*arguments, theirs))
+    process.start()
     theirs.close()
     ours.recv()
-    before = [door.cpu_s for door in doors]
+    before = [process_cpu(pid) for pid in pids]
     ours.recv()
-    after = [door.cpu_s for door in doors]
-    loaded: Loaded = ours.recv()
-    client.join()
-    return loaded, [end - start for start, end in zip(before, after, strict=True)]
+    spent = [process_cpu(pid) - begun for pid, begun in zip(pids, before, strict=True)]
+    found = ours.recv()
+    process.join()
+    return found, spent
 
 
 class _Peer:
@@ -266,8 +211,8 @@ class _Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sent_ns = 0
-        self.left = 0
-        self.data = b""
+        self.left: int = 0
+        self.data: bytes = b""
         self.streamed = False
 
     def ended(self, data: bytes) -> bool:

@@ -16,7 +16,7 @@ FIGURES = (
 
 def measure(rounds: int) -> Result:
     """Measure a first start before a server that runs already."""
-    how = "weir up in a fresh folder: start of the process to the ready file"
+    how = "weir up in a fresh folder: start of the process to its ready line"
     with simulator(ttft="0us", itl="0us") as sim:
         return measured("gateway_start", how, rounds, lambda _: _round(sim), FIGURES)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import multiprocessing
 import re
 import select
 import socket
@@ -19,14 +18,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aiokafka.structs import TopicPartition
 
-from benchmarks.gateway_load import Door, front_door, request
-from benchmarks.gateway_services import kafka_pid, process, shared_stores, table
-from benchmarks.harness import CORES, Figure, Result, measured, process_cpu, raise_descriptor_limit
+from benchmarks.gateway_load import endpoint, front_door, in_own_process, quantile_ms, request
+from benchmarks.gateway_services import kafka_pid, shared_stores, table
+from benchmarks.harness import CORES, Figure, Result, measured, raise_descriptor_limit
+from benchmarks.servers import weir_server
 from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.sim.process import SimProcess
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
@@ -41,6 +41,7 @@ DEADLINE_S = 60.0
 KNOWN_S = 1.5
 FLUSH_S = 0.006
 WARM_S = 20.0
+STOP_S = 5.0
 CHUNK_BYTES = 40
 SENT = re.compile(rb'"sent_ns":(\d+)')
 BODY = b'{"model":"sim","messages":[{"role":"user","content":"go"}],"max_tokens":100000,"mode":"stream"}'
@@ -93,31 +94,28 @@ def _round(urls: Mapping[str, str], scratch: Path) -> Mapping[str, float]:
             )
         )
         door = stack.enter_context(
-            front_door(sim.url, more=table(urls), access=scratch / "access.db", patience_s=2.0, cores=CORES)
+            front_door(sim.url, more=table(urls), access=scratch / "access.db", cores=CORES)
         )
         settings = (
-            f'[[endpoints]]\nname = "sim"\nkind = "sim"\nurl = "{sim.url}"\nmodel = "sim"\n'
-            f'[worker]\nconcurrency = {STREAMS}\n{table(urls)}access = "sqlite:///{scratch}/access.db"\n'
+            f"{endpoint(sim.url)}[worker]\nconcurrency = {STREAMS}\n"
+            f'{table(urls)}access = "sqlite:///{scratch}/access.db"\n'
         )
-        worker = stack.enter_context(process("worker", settings, cores=CORES, log=scratch / "worker.log"))
-        pids = {"worker": worker, "gateway": door.pid, "Kafka": kafka_pid(), "model server": sim.pid}
-        seen, spent = _watched(door, _keys(scratch / "access.db"), pids)
+        worker = stack.enter_context(weir_server(scratch, "worker", settings=settings, stop_s=STOP_S))
+        pids = {"worker": worker.pid, "gateway": door.pid, "Kafka": kafka_pid(), "model server": sim.pid}
+        found, spent = in_own_process(_client, door.url, _keys(scratch / "access.db"), pids=[*pids.values()])
+        seen = cast("Seen", found)
     alone = asyncio.run(_alone(urls["events"], WINDOW_S / 2))
     latencies, count = seen.latencies_ns, len(seen.latencies_ns)
-    cpu = {**spent, "client": seen.cpu_s}
+    cpu = {**dict(zip(pids, spent, strict=True)), "client": seen.cpu_s}
     return {
         "chunks received": count / seen.seconds,
-        "chunk latency p50": _quantile_ms(latencies, 0.5),
-        "chunk latency p99": _quantile_ms(latencies, 0.99),
+        "chunk latency p50": quantile_ms(latencies, 0.5),
+        "chunk latency p99": quantile_ms(latencies, 0.99),
         "chunk latency, greatest": latencies[-1] / 1e6,
         **{f"CPU time of a chunk: {name}": cpu_s / count * 1e6 for name, cpu_s in cpu.items()},
-        "Kafka alone, as many bytes in as many records: p50": _quantile_ms(alone, 0.5),
-        "Kafka alone, as many bytes in as many records: p99": _quantile_ms(alone, 0.99),
+        "Kafka alone, as many bytes in as many records: p50": quantile_ms(alone, 0.5),
+        "Kafka alone, as many bytes in as many records: p99": quantile_ms(alone, 0.99),
     }
-
-
-def _quantile_ms(ordered: Sequence[int], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
 
 
 def _keys(access: Path) -> list[str]:
@@ -131,21 +129,6 @@ def _keys(access: Path) -> list[str]:
         return keys
     finally:
         directory.close()
-
-
-def _watched(door: Door, keys: Sequence[str], pids: Mapping[str, int]) -> tuple[Seen, dict[str, float]]:
-    """Run the client in a process of its own; return what it saw, and the CPU seconds of the others meanwhile."""
-    ours, theirs = multiprocessing.Pipe()
-    client = multiprocessing.Process(target=_client, args=(door.url, keys, theirs))
-    client.start()
-    theirs.close()
-    ours.recv()
-    before = {name: process_cpu(pid) for name, pid in pids.items()}
-    ours.recv()
-    spent = {name: process_cpu(pid) - before[name] for name, pid in pids.items()}
-    seen: Seen = ours.recv()
-    client.join()
-    return seen, spent
 
 
 class _Readers:
