@@ -62,6 +62,9 @@ class Reading:
         if record.ended_at is not None:
             return shown(event for event in self.filed(record.request, record.log) if event.seq > after)
         first = opening(record)
+        if record.attempt == 0:
+            # Whoever writes to its log has claimed it first.
+            return shown(event for event in first if event.seq > after)
         later = await self._events.read(record.request, record.lane, after=max(after, first[-1].seq))
         if not later and (now := await self._requests.get(record.request)) and now.ended_at is not None:
             # It ended, and its events were filed, just now.

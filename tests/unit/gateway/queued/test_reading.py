@@ -24,6 +24,7 @@ def test_a_list_tells_of_a_request_that_ends_while_it_is_listed(tmp_path: Path) 
             body = sealer.seal(wanted.request, KEPT.encode())
             await stores.intake.accept([acceptance(wanted, body=body)])
             reading = Reading(stores.requests, stores.events, sealer)
+            await stores.requests.claim(wanted.request, attempt=1, lease_ns=60_000_000_000)
             record = await reading.record(wanted.request)
             (listed,) = await stores.requests.history(USER, before=None, limit=1)
             answer = (
