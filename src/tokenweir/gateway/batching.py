@@ -49,9 +49,13 @@ class Batcher(Generic[T, R]):
             OverloadedError: too many wait.
             Exception: what the call raised, to each whose item was in it.
         """
+        return await self.put(item)
+
+    def put(self, item: T) -> asyncio.Future[R]:
+        """Return the future of what :meth:`submit` returns. Raises OverloadedError: too many wait."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._put(item, future)
-        return await future
+        return future
 
     def post(self, item: T) -> None:
         """Have the call made for ``item``, whose answer nobody waits for. Raises OverloadedError: too many wait."""

@@ -90,9 +90,9 @@ class Gateway:
         clock = clock or SystemClock()
         self.pool = Pool(_endpoints(node))
         prices = _prices(settings)
-        self._reserving = Reservations(node.stores.quota)
+        self._reserving = Reservations(node.stores.quota, lease_ns=settings.reservation_lease)
         self._settler = Settler(node.stores.ledger, node.stores.quota)
-        self._reaper = Reaper(node.stores.quota, self._settler, prices, clock)
+        self._reaper = Reaper(node.stores.quota, self._settler, prices, clock, reserving=self._reserving)
         self._health = HealthWatch(self.pool, node.controls, interval_ns=settings.health_interval)
         usual = UsualOutput(default_tokens=settings.default_output_tokens)
         direct = Direct(

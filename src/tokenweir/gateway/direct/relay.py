@@ -160,6 +160,7 @@ class Direct:
             if watch is not None:
                 watch.left(exchange.ticket)
             # The caller may have gone, and this task with it: what was used is settled all the same.
+            self._reserving.done(request)
             if not exchange.settled:
                 self.settler.post(self._charge(exchange))
         return exchange
@@ -196,6 +197,7 @@ class Direct:
             kept=True,
             ending="completed",
         )
+        self._reserving.done(request)
         await self.settler.settle(self._charge(exchange))
         return exchange
 
@@ -247,6 +249,12 @@ class Direct:
                             return
             except UnreachableError:
                 if exchange.relayed or last:
+                    raise
+                tried.append(endpoint)
+            except OverloadedError:
+                # Too many wait for a connection to it: that is not the server's failure.
+                failed = False
+                if last:
                     raise
                 tried.append(endpoint)
             except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
 from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.measures import Measures
 from tokenweir.gateway.metering.prices import PriceTable
+from tokenweir.gateway.metering.reserving import Reservations
 from tokenweir.ports.ledger import Charge, Ledger, LedgerRow
 from tokenweir.ports.quota import HoldingQuota, OpenReservation, QuotaStore, Settle
 from tokenweir.telemetry.logs import get_logger
@@ -90,11 +91,20 @@ class Settler:
 class Reaper:
     """Charges the estimate of reservations whose holder is gone: a crash over-counts, and never under-counts."""
 
-    def __init__(self, quota: QuotaStore, settler: Settler, prices: PriceTable, clock: Clock) -> None:
+    def __init__(
+        self,
+        quota: QuotaStore,
+        settler: Settler,
+        prices: PriceTable,
+        clock: Clock,
+        *,
+        reserving: Reservations,
+    ) -> None:
         self._quota = quota
         self._settler = settler
         self._prices = prices
         self._clock = clock
+        self._reserving = reserving
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -109,7 +119,12 @@ class Reaper:
     async def reap(self) -> int:
         """Settle what has expired, and return how many those were."""
         found = await self._quota.expired(_REAPED)
+        requests = [reservation.reserve.request for reservation in found]
+        # A clock that was put forward ends a lease whose holder is at work here.
+        await self._reserving.renew([request for request in requests if self._reserving.works_on(request)])
         for reservation in found:
+            if self._reserving.works_on(reservation.reserve.request):
+                continue
             if await self._settler.settle(self._charge(reservation)):
                 _LOG.warning(
                     "charged the estimate of a request whose end is unknown", request=_hex(reservation)

@@ -90,7 +90,7 @@ class Asker:
                 attempt.seq -= len(rest)
                 failure = _SaidError(end)
             except EndpointError as error:
-                hurt = not _callers_fault(error)
+                hurt = _servers_fault(error)
                 if not may_retry(error) or attempt.tokens:
                     return attempt.numbered([failed(error)])
                 failure = error
@@ -264,8 +264,11 @@ def may_retry(error: WeirError) -> bool:
     return error.retryable or (status is not None and status >= _SERVER_ERROR)
 
 
-def _callers_fault(error: EndpointError) -> bool:
-    return error.status is not None and error.status < _SERVER_ERROR and error.status != _TOO_MANY
+def _servers_fault(error: EndpointError) -> bool:
+    """Whether the server has failed: not the caller, nor the room that there is for connections to it."""
+    if error.status is None:
+        return not isinstance(error, OverloadedError)
+    return error.status >= _SERVER_ERROR or error.status == _TOO_MANY
 
 
 def _request(endpoint: Endpoint, kept: Kept, span: Span) -> tuple[bytes, bytes]:

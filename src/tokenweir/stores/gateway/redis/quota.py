@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
@@ -198,8 +199,10 @@ class RedisQuota:
             if self._redis.epoch is not None:
                 return self._redis.epoch
             epoch = await self._redis.adopt()
+            # Whoever works on them for long has renewed them since.
+            now = time.time_ns()
             mine = [
-                restored(OpenReservation(reserve=reserve, at=at, expires_at=at + reserve.lease_ns), DIRECT)
+                restored(OpenReservation(reserve=reserve, at=at, expires_at=now + reserve.lease_ns), DIRECT)
                 for reserve, at in self._mine.values()
             ]
             for first in range(0, len(mine), 500):
