@@ -15,7 +15,7 @@ from tokenweir.core.errors import ConflictError, InputError, NotFoundError, Para
 from tokenweir.core.ids import format_id, parse_id
 from tokenweir.core.requests import Json
 from tokenweir.gateway.queued.sealing import Sealer
-from tokenweir.ports.files import Earlier, FileRecord, FileStore, Purpose
+from tokenweir.ports.files import Earlier, FileRecord, FileStore, Kept, Purpose
 
 PIECE_BYTES: Final = 256 << 10
 _S: Final = 1_000_000_000
@@ -93,9 +93,15 @@ class Cabinet:
         self, user: bytes, *, purpose: str, after: bytes | None, newest: bool, limit: int
     ) -> Sequence[FileRecord]:
         """Return a user's files in the order of their ids."""
-        found = await self._store.listed(user, purpose=purpose, after=after, newest=newest, limit=limit)
-        now = self._clock.wall_ns()
-        return [record for record in found if record.expires_at is None or record.expires_at > now]
+        now, seen = self._clock.wall_ns(), list[FileRecord]()
+        while (left := limit - len(seen)) > 0:
+            found = await self._store.listed(user, purpose=purpose, after=after, newest=newest, limit=left)
+            seen += [record for record in found if record.expires_at is None or record.expires_at > now]
+            if len(found) < left:
+                break
+            # In the place of those that have expired and are not swept yet, there may be others.
+            after = found[-1].file
+        return seen
 
     async def read(self, file: bytes) -> AsyncGenerator[bytes]:
         """Yield the contents of a file, piece by piece. Raises SealError."""
@@ -191,6 +197,10 @@ class Writing:
                 f"the idempotency key {facts.idempotency!r} was used with another file",
                 mend="send the same file again, or use a new key",
             )
+        if isinstance(filed, Kept) and await self._store.stored(self._user) > self._bounds.user_bytes:
+            # Others were written at the same time, each of which had room for itself.
+            await self._store.remove(self._file)
+            raise _full(self._bounds.user_bytes)
         return filed.record, isinstance(filed, Earlier)
 
     async def discard(self) -> None:
