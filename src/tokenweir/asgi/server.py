@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 import msgspec
 import uvicorn
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenweir.asgi.call import Receive, Scope, Send
@@ -51,6 +52,8 @@ class _Protocol(HttpToolsProtocol):
 
     bounds = Bounds()
     outbox: Outbox
+    parser: HttpRequestParser
+    url: bytes
     _head_bytes = 0
     _in_head = False
     _refused = False
@@ -77,8 +80,13 @@ class _Protocol(HttpToolsProtocol):
         """Read, unless the client was refused already."""
         if self._refused:
             return
-        self._idle_since = math.inf
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            self._upgrade(data[cast("int", upgrade.args[0]) :])
+        except HttpParserError:
+            if not self._refused:
+                self.send_400_response("Invalid HTTP request received.")
         # Most heads come whole, and need no timer.
         if self._in_head and self._head_timer is None:
             self._expect_head()
@@ -101,6 +109,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_bytes = 0
         self._in_head = True
+        self._idle_since = math.inf
         self._wire = cast("dict[str, object]", self.scope)[KEY] = Wire(self._watchers, self.outbox)
 
     def on_url(self, url: bytes) -> None:
@@ -120,6 +129,8 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start on the request, unless it was refused."""
         self._in_head = False
+        # The answer to an earlier request may have come since this one began.
+        self._idle_since = math.inf
         self._head_arrived()
         if not self._refused:
             super().on_headers_complete()
@@ -131,6 +142,25 @@ class _Protocol(HttpToolsProtocol):
         self.outbox.flush()
         self._stop_timers()
         super().handle_websocket_upgrade()
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Become a WebSocket, or take a request that offers another protocol without what it offers.
+
+        ``rest`` follows the head: the parser takes it for the other protocol's, and it is the body.
+        """
+        if not super()._should_upgrade():
+            head = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+            head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self.data_received(b"".join((*head, b"\r\n", rest)))
+        elif not self.cycle or self.cycle.response_complete:
+            self.handle_websocket_upgrade()
+        else:
+            # An answer that is still to come would stand amid messages: the connection ends with it.
+            self.cycle.keep_alive = False
+
+    def _should_upgrade(self) -> bool:
+        """Whether the request waits for :meth:`_upgrade`."""
+        return any(name == b"upgrade" for name, _ in self.headers)
 
     def shutdown(self) -> None:
         """Close the connection once its answer is out."""
