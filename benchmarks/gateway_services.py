@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
+import asyncpg
 from deploy.services.group import SERVICES, Services, choose_runner
 from deploy.services.state import StateFile
 
 from tokenweir.stores.gateway.opening import StoreUrls
 
 HOME = Path(__file__).parent / "cache" / "services"
+AHEAD = "CREATE TABLE ahead AS SELECT repeat('x', 1900) FROM generate_series(1, 200000)"
 STORES = {"gateway": "postgresql", "quota": "redis", "queue": "rabbitmq", "events": "kafka"}
 
 
@@ -25,9 +28,21 @@ def shared_stores() -> Generator[Mapping[str, str]]:
     try:
         if started.errors:
             raise RuntimeError(f"services did not start: {started.errors}")
+        asyncio.run(_write_ahead(started.urls["postgresql"]["postgresql"]))
         yield {store: started.urls[name][name] for store, name in STORES.items()}
     finally:
         services.stop()
+
+
+async def _write_ahead(url: str) -> None:
+    """Have PostgreSQL make the files that a database in use has made: it makes each while its writers wait."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(AHEAD)
+        await connection.execute("DROP TABLE ahead")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
 
 
 def kafka_pid() -> int:

@@ -59,6 +59,8 @@ class PostgreSQL(Service):
             "port": site.ports["postgresql"],
             "unix_socket_directories": "",
             "max_connections": 200,
+            # Kept once made: while one is made, whoever commits waits.
+            "min_wal_size": "1GB",
             "log_checkpoints": "off",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
