@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from tokenweir.client import (
     AsyncClient,
+    AsyncSocket,
     Batch,
     BatchItem,
     BatchResult,
@@ -18,6 +19,48 @@ from tokenweir.client import (
     Submitted,
 )
 from tokenweir.core.events import Event
+
+
+class DrivenSocket:
+    """The calls of :class:`Socket`, made by an :class:`AsyncSocket`."""
+
+    def __init__(self, runner: asyncio.Runner, socket: AsyncSocket) -> None:
+        self._runner = runner
+        self._socket = socket
+
+    def submit(self, *, idempotency_key: str | None = None, follow: bool = True, **body: object) -> Submitted:
+        submitted = self._socket.submit(idempotency_key=idempotency_key, follow=follow, **body)
+        return self._runner.run(submitted)
+
+    def follow(self, request: str | Submitted, *, after: int = -1) -> None:
+        self._socket.follow(request, after=after)
+
+    def cancel(self, request: str | Submitted) -> None:
+        self._runner.run(self._socket.cancel(request))
+
+    def events(self) -> Iterator[tuple[str, Event]]:
+        events = self._socket.events()
+
+        async def following() -> tuple[str, Event] | None:
+            return await anext(events, None)
+
+        while (event := self._runner.run(following())) is not None:
+            yield event
+
+    def stream(self, request: str | Submitted) -> Iterator[Event]:
+        events = self._socket.stream(request)
+
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        while (event := self._runner.run(following())) is not None:
+            yield event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._runner.run(self._socket.aclose())
 
 
 class DrivenClient:
@@ -82,6 +125,9 @@ class DrivenClient:
 
     def batch_results(self, batch: str | Batch) -> list[BatchResult]:
         return self._runner.run(self._client.batch_results(batch))
+
+    def socket(self) -> DrivenSocket:
+        return DrivenSocket(self._runner, self._client.socket())
 
     def close(self) -> None:
         self._runner.run(self._client.aclose())

@@ -11,21 +11,25 @@
 
 from __future__ import annotations
 
+from tokenweir.client.async_sockets import AsyncSocket
 from tokenweir.client.asynchronous import AsyncClient
 from tokenweir.client.batches import Batch, BatchResult
 from tokenweir.client.options import Options, Tls
 from tokenweir.client.results import BatchItem
+from tokenweir.client.sockets import Socket
 from tokenweir.client.sync import Client
 from tokenweir.core.status import RequestStatus, Submitted
 
 __all__ = [
     "AsyncClient",
+    "AsyncSocket",
     "Batch",
     "BatchItem",
     "BatchResult",
     "Client",
     "Options",
     "RequestStatus",
+    "Socket",
     "Submitted",
     "Tls",
 ]

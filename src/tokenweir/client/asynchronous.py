@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from tokenweir.client.async_connections import Connection, Pool
+from tokenweir.client.async_sockets import AsyncSocket
 from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
-from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question, Tunnel
-from tokenweir.client.options import Options, Origin, Proxy
-from tokenweir.client.plans import Answer, Ask, Came, Hear, Plan, Rest, Step, Tell, name_of
+from tokenweir.client.exchange import BrokenError
+from tokenweir.client.options import Options
+from tokenweir.client.plans import name_of
 from tokenweir.client.results import BatchItem, check, concerns_all, item_key, lost, read_timeout
+from tokenweir.client.steps import Answer, Ask, Came, Hear, Plan, Rest, Step, Tell
 from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.core.ids import new_id
@@ -24,130 +24,17 @@ from tokenweir.core.status import RequestStatus, Submitted
 
 T = TypeVar("T")
 
-_PIECE: Final = 1 << 16
 _OK: Final = 200
 _BODY_MOST: Final = 256 << 20
-_IDLE_MOST_NS: Final = 30_000_000_000
 _NS: Final = 1_000_000_000
-
-
-class _Connection:
-    """A connection to a gateway."""
-
-    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self.origin = origin
-        self.exchange = Exchange(origin)
-        self.idle_since_ns = 0
-        self.fresh = True
-
-    @classmethod
-    async def open(cls, origin: Origin, options: Options, context: ssl.SSLContext | None) -> Self:
-        """Raises OSError, and BrokenError for a proxy that refuses."""
-        async with asyncio.timeout(options.connect_ns / _NS):
-            if options.proxy is not None:
-                return await cls._through(Proxy.parse(options.proxy), origin, context)
-            reader, writer = await asyncio.open_connection(origin.host, origin.port, ssl=context)
-        return cls(origin, reader, writer)
-
-    @classmethod
-    async def _through(cls, proxy: Proxy, origin: Origin, context: ssl.SSLContext | None) -> Self:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        try:
-            tunnel = Tunnel(proxy, origin)
-            writer.write(tunnel.ask())
-            # A byte at a time: what follows the head is not the proxy's.
-            while not tunnel.feed(await reader.read(1)):
-                pass
-            if context is not None:
-                await writer.start_tls(context, server_hostname=origin.host)
-        except BaseException:
-            writer.transport.abort()
-            raise
-        return cls(origin, reader, writer)
-
-    async def send(self, question: Question, limit_ns: int) -> None:
-        """Send a request. Raises OSError."""
-        async with asyncio.timeout(limit_ns / _NS):
-            self._writer.write(self.exchange.ask(question))
-            await self._writer.drain()
-
-    async def head(self, limit_ns: int) -> Head:
-        """Return the head of the answer. Raises OSError, BrokenError."""
-        heard = await self._next(limit_ns)
-        if not isinstance(heard, Head):
-            raise BrokenError("what came is no answer")
-        return heard
-
-    async def piece(self, limit_ns: int) -> bytes:
-        """Return the next piece of the body; b"" is its end. Raises OSError, BrokenError."""
-        heard = await self._next(limit_ns)
-        return heard if isinstance(heard, bytes) else b""
-
-    async def _next(self, limit_ns: int) -> Head | bytes | Part:
-        while (heard := self.exchange.heard()) is Part.MORE:
-            async with asyncio.timeout(limit_ns / _NS):
-                self.exchange.feed(await self._reader.read(_PIECE))
-        return heard
-
-    def abort(self) -> None:
-        """Let go of it at once."""
-        self._writer.transport.abort()
-
-    async def close(self) -> None:
-        """Let go of it."""
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-
-class _Pool:
-    """Connections that wait for another request."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self._idle: list[_Connection] = []
-
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return self.options.tls.context()
-
-    async def take(self, origin: Origin) -> _Connection:
-        """Return a connection to a gateway. Raises OSError, and InputError for certificates that cannot be used."""
-        now_ns = time.monotonic_ns()
-        for place in reversed(range(len(self._idle))):
-            if now_ns - self._idle[place].idle_since_ns > _IDLE_MOST_NS:
-                self._idle.pop(place).abort()
-            elif self._idle[place].origin == origin:
-                return self._idle.pop(place)
-        return await self.fresh(origin)
-
-    async def fresh(self, origin: Origin) -> _Connection:
-        """Return a new connection. Raises as :meth:`take`."""
-        return await _Connection.open(origin, self.options, self._context if origin.secure else None)
-
-    def give_back(self, connection: _Connection) -> None:
-        """Keep a connection whose answer was read, if it can carry another."""
-        if not connection.exchange.again():
-            connection.abort()
-            return
-        connection.fresh = False
-        connection.idle_since_ns = time.monotonic_ns()
-        self._idle.append(connection)
-
-    async def close(self) -> None:
-        """Let go of all."""
-        while self._idle:
-            await self._idle.pop().close()
 
 
 class _Doing:
     """Does the steps of one plan."""
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     async def do(self, step: Step) -> Came:
         """Do a step and return what came of it."""
@@ -221,7 +108,7 @@ class AsyncClient:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
         self._planner = BatchPlanner(url, key, options or Options())
         check(self._planner.options)
-        self._pool = _Pool(self._planner.options)
+        self._pool = Pool(self._planner.options)
 
     async def submit(
         self,
@@ -306,6 +193,10 @@ class AsyncClient:
     async def batch_results(self, batch: str | Batch) -> list[BatchResult]:
         """Return what became of the requests of a batch. See :meth:`tokenweir.client.Client.batch_results`."""
         return await self._run(self._planner.results(batch_name(batch)))
+
+    def socket(self) -> AsyncSocket:
+        """Return a WebSocket that many requests, and tasks, share. See :meth:`tokenweir.client.Client.socket`."""
+        return AsyncSocket(self._planner.dialogue(), self._pool)
 
     async def aclose(self) -> None:
         """Let go of connections that wait."""

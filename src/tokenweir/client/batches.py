@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from tokenweir.client.plans import Plan, Planner, Rest, encoded, read_answer
+from tokenweir.client.plans import Planner, encoded, read_answer
+from tokenweir.client.steps import Plan, Rest
 from tokenweir.client.trials import Trials
 from tokenweir.core.errors import ProtocolError
 from tokenweir.core.ids import new_id

@@ -1,31 +1,24 @@
-"""What a client does, step by step: decided here once, done by whoever moves bytes and waits.
-
-A plan is a generator. It yields steps, and is sent what came of each:
-
-================  =======================================================================
-``Ask``           a whole ``Answer``; of a streamed one, when it is 200, the head alone; or ``Lost``
-``Hear``          the next piece of a streamed answer, b"" at its end; or ``Lost``
-``Rest``, ``Tell``  nothing
-================  =======================================================================
-"""
+"""The plans of a client: what it does of each call, step by step (:mod:`tokenweir.client.steps`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
+from tokenweir.client.dialogue import Dialogue
 from tokenweir.client.exchange import Question
 from tokenweir.client.options import Options, Origin
 from tokenweir.client.refusals import RETRYABLE, refusal, retry_after_ns, told_amid
+from tokenweir.client.steps import Answer, Ask, Came, Hear, Kind, Lost, Plan, Rest, Step, Tell, read_event
 from tokenweir.client.trials import Gateways, Trials
 from tokenweir.core.clock import Clock, SystemClock
 from tokenweir.core.errors import InputError, ProtocolError, UnreachableError, WeirError
-from tokenweir.core.events import Cancelled, Completed, Event, Failed
+from tokenweir.core.events import Cancelled, Completed, Failed
 from tokenweir.core.ids import new_id
-from tokenweir.core.sse import SseEvent, SseParser
+from tokenweir.core.sse import SseParser
 from tokenweir.core.status import RequestList, RequestStatus, Submitted
 
 T = TypeVar("T")
@@ -38,67 +31,9 @@ _KEY_LETTERS: Final = 255
 _PRINTABLE: Final = range(0x21, 0x7F)
 
 
-class Ask(NamedTuple):
-    """Send a request to a gateway."""
-
-    origin: Origin
-    question: Question
-    limit_ns: int
-    streamed: bool = False
-
-
-class Hear(NamedTuple):
-    """Read on in a streamed answer."""
-
-    limit_ns: int
-
-
-class Rest(NamedTuple):
-    """Wait."""
-
-    rest_ns: int
-
-
-class Tell(NamedTuple):
-    """Give the caller an event."""
-
-    event: Event
-
-
-class Answer(NamedTuple):
-    """What a gateway said; of a stream the head alone. Names of headers are lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-
-class Lost(NamedTuple):
-    """There was no connection, or it broke. ``final``: another attempt there cannot succeed."""
-
-    reason: str
-    final: bool = False
-
-
-Step: TypeAlias = Ask | Hear | Rest | Tell
-Came: TypeAlias = Answer | bytes | Lost | None
-Plan: TypeAlias = Generator[Step, Came, T]
-
-_read_event = msgspec.json.Decoder(Event).decode
 _read_submitted = msgspec.json.Decoder(Submitted).decode
 _read_status = msgspec.json.Decoder(RequestStatus).decode
 _read_list = msgspec.json.Decoder(RequestList).decode
-
-
-class _Kind(msgspec.Struct, frozen=True):
-    type: str
-    seq: int
-
-
-_read_kind = msgspec.json.Decoder(_Kind).decode
-_KNOWN: Final = frozenset(
-    {"accepted", "queued", "started", "token", "usage", "degraded", "completed", "failed", "cancelled"}
-)
 
 
 class Planner:
@@ -191,7 +126,7 @@ class Planner:
                     if not error.retryable:
                         raise error
                     return after, error
-                event = _event(frame)
+                event = read_event(frame.data)
                 seq = event.seq
                 if seq <= after:
                     continue
@@ -199,13 +134,17 @@ class Planner:
                     raise ProtocolError(f"after the event {after} came {seq}", mend="report this as a bug")
                 after = seq
                 trials.progress()
-                if isinstance(event, _Kind):
+                if isinstance(event, Kind):
                     continue
                 yield Tell(event)
                 if isinstance(event, Completed | Failed | Cancelled):
                     # What follows is the end of the answer, which leaves the connection fit for another.
                     yield Hear(_LAST_NS)
                     return after, None
+
+    def dialogue(self) -> Dialogue:
+        """Return what is said over one WebSocket."""
+        return Dialogue(self._gateways, self.options, self._clock, self._authorization)
 
     def _ask(self, question: Question, trials: Trials, *, streamed: bool = False) -> Plan[Answer]:
         """Ask until there is a good answer. Raises what a refusal means."""
@@ -241,12 +180,7 @@ class Planner:
     @staticmethod
     def _once(key: str, kind: str) -> tuple[tuple[str, str], ...]:
         """Return the headers of a body that is to be taken on once. Raises InputError."""
-        if not (0 < len(key) <= _KEY_LETTERS and key.isascii() and key.isprintable() and key == key.strip()):
-            raise InputError(
-                f"{key[:_KEY_LETTERS]!r} is no idempotency key",
-                mend=f"use 1 to {_KEY_LETTERS} printable ASCII characters, no space at either end",
-            )
-        return (("content-type", kind), ("idempotency-key", key))
+        return (("content-type", kind), ("idempotency-key", checked_key(key)))
 
     def _question(
         self,
@@ -257,6 +191,16 @@ class Planner:
         body: bytes = b"",
     ) -> Question:
         return Question(method=method, path=path, headers=(self._authorization, *headers), body=body)
+
+
+def checked_key(key: str) -> str:
+    """Return an idempotency key. Raises InputError for one that cannot be sent."""
+    if not (0 < len(key) <= _KEY_LETTERS and key.isascii() and key.isprintable() and key == key.strip()):
+        raise InputError(
+            f"{key[:_KEY_LETTERS]!r} is no idempotency key",
+            mend=f"use 1 to {_KEY_LETTERS} printable ASCII characters, no space at either end",
+        )
+    return key
 
 
 def encoded(body: Mapping[str, object]) -> bytes:
@@ -274,20 +218,6 @@ def name_of(request: str | Submitted | RequestStatus) -> str:
 
 def _path(name: str) -> str:
     return f"/v1/requests/{quote(name, safe='')}"
-
-
-def _event(frame: SseEvent) -> Event | _Kind:
-    """Read an event; of a kind that this version does not know, its seq. Raises ProtocolError."""
-    try:
-        return _read_event(frame.data)
-    except msgspec.MsgspecError as error:
-        try:
-            kind = _read_kind(frame.data)
-        except msgspec.MsgspecError:
-            kind = None
-        if kind is None or kind.type in _KNOWN:
-            raise ProtocolError(f"an event cannot be read: {error}", mend="is it a gateway's URL?") from error
-        return kind
 
 
 def read_answer(decode: Callable[[bytes], T], answer: Answer) -> T:

@@ -8,7 +8,7 @@ import ssl
 import msgspec
 
 from tokenweir.client.options import Options, Proxy
-from tokenweir.client.plans import Lost
+from tokenweir.client.steps import Lost
 from tokenweir.core.errors import EndpointError, ServingError, UnauthorizedError, WeirError
 from tokenweir.core.status import RequestStatus
 from tokenweir.core.units import parse_duration

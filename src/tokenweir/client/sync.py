@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from tokenweir.client.batches import Batch, BatchEndpoint, BatchPlanner, BatchResult, batch_name
-from tokenweir.client.exchange import BrokenError, Exchange, Head, Part, Question, Tunnel
-from tokenweir.client.options import Options, Origin, Proxy
-from tokenweir.client.plans import (
-    Answer,
-    Ask,
-    Came,
-    Hear,
-    Plan,
-    Rest,
-    Step,
-    Tell,
-    name_of,
-)
+from tokenweir.client.connections import Connection, Pool
+from tokenweir.client.exchange import BrokenError
+from tokenweir.client.options import Options
+from tokenweir.client.plans import name_of
 from tokenweir.client.results import BatchItem, check, concerns_all, item_key, lost, read_timeout
+from tokenweir.client.sockets import Socket
+from tokenweir.client.steps import Answer, Ask, Came, Hear, Plan, Rest, Step, Tell
 from tokenweir.core.errors import ProtocolError, WeirError
 from tokenweir.core.events import Event
 from tokenweir.core.ids import new_id
@@ -35,118 +24,17 @@ from tokenweir.core.status import RequestStatus, Submitted
 
 T = TypeVar("T")
 
-_PIECE: Final = 1 << 16
 _OK: Final = 200
 _BODY_MOST: Final = 256 << 20
-_IDLE_MOST_NS: Final = 30_000_000_000
 _NS: Final = 1_000_000_000
-
-
-class _Connection:
-    """A connection to a gateway."""
-
-    def __init__(self, origin: Origin, options: Options, context: ssl.SSLContext | None) -> None:
-        """Raises OSError, and BrokenError for a proxy that refuses."""
-        proxy = None if options.proxy is None else Proxy.parse(options.proxy)
-        place = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
-        plain = socket.create_connection(place, timeout=options.connect_ns / _NS)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = plain
-        try:
-            if proxy is not None:
-                tunnel = Tunnel(proxy, origin)
-                plain.sendall(tunnel.ask())
-                # A byte at a time: what follows the head is not the proxy's.
-                while not tunnel.feed(plain.recv(1)):
-                    pass
-            if context is not None:
-                self._socket = context.wrap_socket(plain, server_hostname=origin.host)
-        except (OSError, BrokenError):
-            plain.close()
-            raise
-        self.origin = origin
-        self.exchange = Exchange(origin)
-        self.idle_since_ns = 0
-        self.fresh = True
-
-    def send(self, question: Question, limit_ns: int) -> None:
-        """Send a request. Raises OSError."""
-        self._socket.settimeout(limit_ns / _NS)
-        self._socket.sendall(self.exchange.ask(question))
-
-    def head(self) -> Head:
-        """Return the head of the answer. Raises OSError, BrokenError."""
-        heard = self._next()
-        if not isinstance(heard, Head):
-            raise BrokenError("what came is no answer")
-        return heard
-
-    def piece(self, limit_ns: int) -> bytes:
-        """Return the next piece of the body; b"" is its end. Raises OSError, BrokenError."""
-        self._socket.settimeout(limit_ns / _NS)
-        heard = self._next()
-        return heard if isinstance(heard, bytes) else b""
-
-    def _next(self) -> Head | bytes | Part:
-        while (heard := self.exchange.heard()) is Part.MORE:
-            self.exchange.feed(self._socket.recv(_PIECE))
-        return heard
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._socket.close()
-
-
-class _Pool:
-    """Connections that wait for another request; threads share it."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self._idle: list[_Connection] = []
-        self._lock = threading.Lock()
-
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return self.options.tls.context()
-
-    def take(self, origin: Origin) -> _Connection:
-        """Return a connection to a gateway. Raises OSError, and InputError for certificates that cannot be used."""
-        now_ns = time.monotonic_ns()
-        with self._lock:
-            for place in reversed(range(len(self._idle))):
-                if now_ns - self._idle[place].idle_since_ns > _IDLE_MOST_NS:
-                    self._idle.pop(place).close()
-                elif self._idle[place].origin == origin:
-                    return self._idle.pop(place)
-        return self.fresh(origin)
-
-    def fresh(self, origin: Origin) -> _Connection:
-        """Return a new connection. Raises as :meth:`take`."""
-        return _Connection(origin, self.options, self._context if origin.secure else None)
-
-    def give_back(self, connection: _Connection) -> None:
-        """Keep a connection whose answer was read, if it can carry another."""
-        if not connection.exchange.again():
-            connection.close()
-            return
-        connection.fresh = False
-        connection.idle_since_ns = time.monotonic_ns()
-        with self._lock:
-            self._idle.append(connection)
-
-    def close(self) -> None:
-        """Let go of all."""
-        with self._lock:
-            while self._idle:
-                self._idle.pop().close()
 
 
 class _Doing:
     """Does the steps of one plan."""
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     def do(self, step: Step) -> Came:
         """Do a step and return what came of it."""
@@ -224,7 +112,7 @@ class Client:
         """Raises InputError for a URL or key that cannot be used; nothing is connected yet."""
         self._planner = BatchPlanner(url, key, options or Options())
         check(self._planner.options)
-        self._pool = _Pool(self._planner.options)
+        self._pool = Pool(self._planner.options)
 
     def submit(
         self,
@@ -335,6 +223,10 @@ class Client:
         Those that were not sent, since it was cancelled or its lines were wrong, are not among them.
         """
         return self._run(self._planner.results(batch_name(batch)))
+
+    def socket(self) -> Socket:
+        """Return a WebSocket that many requests share; close it, or use it in ``with``. Nothing is connected yet."""
+        return Socket(self._planner.dialogue(), self._pool)
 
     def close(self) -> None:
         """Let go of connections that wait."""

@@ -91,8 +91,9 @@ def test_node(door: GatewayProcess) -> None:
     assert re.findall(r"\[\d+ (\w+)\]", printed) == ["accepted", "queued", "started", "usage", "completed"]
 
 
-def test_a_websocket_from_python(door: GatewayProcess) -> None:
-    lines = run(door, sys.executable, "websocket_client.py").splitlines()
+@pytest.mark.parametrize("example", ["websocket_client.py", "weir_socket.py"])
+def test_a_websocket_from_python(door: GatewayProcess, example: str) -> None:
+    lines = run(door, sys.executable, example).splitlines()
     assert len({line.split()[0] for line in lines}) == 3
     for line in lines:
         request, text = line.split(" ", 1)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenweir.client.options import Options, Origin
-from tokenweir.client.plans import Answer, Ask, Came, Hear, Lost, Plan, Planner, Rest, Step, Tell
+from tokenweir.client.plans import Planner
+from tokenweir.client.steps import Answer, Ask, Came, Hear, Lost, Plan, Rest, Step, Tell
 from tokenweir.core.clock import VirtualClock
 from tokenweir.core.errors import (
     DeadlineError,

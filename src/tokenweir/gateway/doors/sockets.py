@@ -140,8 +140,7 @@ class Socket:
                 case _Ping():
                     await self._say({"type": "pong", "ref": ref})
         except WeirError as error:
-            told: dict[str, Json] = msgspec.json.decode(problem(error).body)
-            await self._say({"type": "error", "ref": ref, "status": problem(error).status, **told})
+            await self._say({"type": "error", "ref": ref, **_told(error)})
 
     async def _submit(self, group: asyncio.TaskGroup, said: _Submit) -> None:
         door = self._door
@@ -151,13 +150,13 @@ class Socket:
         await self._say({"type": "submitted", "ref": said.ref, **told})
         if said.follow:
             record = await queued(door).reading.own(caller, str(told["request_id"]))
-            self._follow(group, record, -1)
+            self._follow(group, record, -1, said.ref)
 
     async def _resume(self, group: asyncio.TaskGroup, said: _Resume) -> None:
         if said.after < -1:
             raise ParameterError(f"{said.after!r} is no seq", param="after")
         record = await queued(self._door).reading.own(self._caller, said.request_id)
-        self._follow(group, record, said.after)
+        self._follow(group, record, said.after, said.ref)
 
     async def _cancel(self, said: _Cancel) -> None:
         path = queued(self._door)
@@ -165,7 +164,7 @@ class Socket:
         await path.cancelling.cancel(record)
         await self._say({"type": "cancelling", "ref": said.ref, "request_id": request_id(record.request)})
 
-    def _follow(self, group: asyncio.TaskGroup, record: RequestRecord, after: int) -> None:
+    def _follow(self, group: asyncio.TaskGroup, record: RequestRecord, after: int, ref: str) -> None:
         earlier = self._following.pop(record.request, None)
         if earlier is not None:
             earlier.cancel()
@@ -174,7 +173,7 @@ class Socket:
                 f"{_FOLLOWED} requests are followed over this socket, as many as may be",
                 mend="open another",
             )
-        task = group.create_task(self._events(record, after))
+        task = group.create_task(self._events(record, after, ref))
         self._following[record.request] = task
         task.add_done_callback(lambda done: self._forget(record.request, done))
 
@@ -182,7 +181,7 @@ class Socket:
         if self._following.get(request) is task:
             del self._following[request]
 
-    async def _events(self, record: RequestRecord, after: int) -> None:
+    async def _events(self, record: RequestRecord, after: int, ref: str) -> None:
         name = request_id(record.request)
         head = b'{"type":"event","request_id":"%b","event":' % name.encode()
         last = False
@@ -192,10 +191,10 @@ class Socket:
                     for event in events:
                         await self._text((head + encode_event(event) + b"}").decode())
                     last = ended(events)
-            await self._say({"type": "end", "request_id": name, "ended": last or record.ended_at is not None})
+            over = last or record.ended_at is not None
+            await self._say({"type": "end", "ref": ref, "request_id": name, "ended": over})
         except WeirError as error:
-            told: dict[str, Json] = msgspec.json.decode(problem(error).body)
-            await self._say({"type": "error", "request_id": name, "status": problem(error).status, **told})
+            await self._say({"type": "error", "ref": ref, "request_id": name, **_told(error)})
 
     async def _beat(self) -> None:
         while True:
@@ -245,6 +244,14 @@ async def serve(door: Door, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(OSError):
             # The other side may be gone already.
             await send({"type": "websocket.close", "code": code, "reason": _REASONS.get(code, "")})
+
+
+def _told(error: WeirError) -> dict[str, Json]:
+    """Return what an error message says: OpenAI's error, its status, and when to come back, s."""
+    found = problem(error)
+    later: dict[str, Json] = {} if found.retry_after_s is None else {"retry_after": found.retry_after_s}
+    told: dict[str, Json] = msgspec.json.decode(found.body)
+    return {"status": found.status, **later, **told}
 
 
 def _key_of(scope: Scope) -> tuple[str, bool]:
