@@ -129,7 +129,8 @@ def _per_request(metric: Metric, trial: Trial) -> Contrast:
 def _values(metric: Metric, rows: Rowset, trial: Trial) -> FloatArray:
     """Return a value per row in the metric's unit; NaN where there is none or it is not measured."""
     values = np.where(rows.measured & rows.completed, metric.values(rows.columns), np.nan) / metric.scale
-    if trial.failures_as_infinite and metric.if_failed is not None:
+    counted = not np.all(np.isnan(values)) or not np.any(rows.measured & rows.completed)
+    if trial.failures_as_infinite and metric.if_failed is not None and counted:
         values[rows.measured & rows.failed] = metric.if_failed
     return values
 

@@ -1,10 +1,14 @@
 """Whatever goes wrong with an answer is on record under its kind, and never counted as completed."""
 
+# pyarrow's stubs leave type arguments open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from tests.integration.bench.bench import measured, simulator
 
@@ -109,6 +113,17 @@ def test_a_run_without_one_completed_request_is_an_error_with_its_kind(
     assert "4 ×" in str(record.failure)
     assert record.by("status") == {"failed": 4}
     assert record.run["summary"]["metrics"]["ttft"]["p50"] is None
+
+
+def test_a_request_that_times_out_is_in_flight_until_then(tmp_path: Path, sim: SimProcess) -> None:
+    sim.reset()
+    sim.flags(faults=("stall;after=1;for=60s",))
+    record = measured(sim.url, tmp_path / "run", requests=6, arrival="concurrency=2", timeout="300ms")
+    assert record.by("error") == {"timeout": 6}
+    # The window ends as the last pair is sent, and until then both slots are nearly always taken.
+    assert record.run["summary"]["delivered"]["in_flight_mean"] > 1.5
+    series = pq.read_table(record.run_dir / "series.parquet").to_pylist()
+    assert sum(row["count"] for row in series if row["metric"] == "failed") == 6
 
 
 def test_failures_may_count_as_infinite(tmp_path: Path, sim: SimProcess) -> None:

@@ -104,7 +104,8 @@ def merge(measured: Measured, file: RequestsFile) -> Merged:
     # Dictionaries are the same in every group, so the groups join without a copy of the columns.
     requests = pa.concat_tables(tables) if tables else REQUESTS.empty_table()
     series = gaps.series
-    series.add_requests(requests)
+    given_up = np.where(completed, np.nan, _floats(spools, "over_ns"))
+    series.add_requests(requests, given_up)
     summary = summarise(
         requests,
         {"itl": gaps.itl, "icl": gaps.icl, "itl_error": gaps.itl_error},
@@ -119,6 +120,7 @@ def merge(measured: Measured, file: RequestsFile) -> Merged:
             slo=dict(measured.slo),
             failures_as_infinite=measured.failures_as_infinite,
         ),
+        given_up,
     )
     result = LoadResult(
         index=measured.load, arrival=measured.arrival, status=measured.status, summary=summary

@@ -80,10 +80,10 @@ class Reducer:
             self._read(captured)
         rows = array("q")
         lines: list[list[int]] = self._table[captured.ends[:, 0] % len(self._table)].tolist()
-        for (ordinal, how, detail, _), line in zip(captured.ends.tolist(), lines, strict=True):
+        for (ordinal, how, detail, at), line in zip(captured.ends.tolist(), lines, strict=True):
             exchange = self._open.pop(ordinal, None)
             if exchange is not None:
-                rows.extend(self._row(ordinal // len(self._table), line, exchange, (how, detail)))
+                rows.extend(self._row(ordinal // len(self._table), line, exchange, (how, detail, at)))
         self._rows_file.write(rows.tobytes())
 
     def close(self) -> None:
@@ -182,10 +182,12 @@ class Reducer:
         cycle, row = divmod(ordinal, len(self._table))
         return int(self._table[row, 0]) + cycle * self._plan.cycle_requests
 
-    def _row(self, cycle: int, line: list[int], exchange: Exchange, end: tuple[int, int]) -> tuple[int, ...]:
-        """Return the values of ``ROW_FIELDS`` for an exchange that ended (how, with which errno)."""
+    def _row(
+        self, cycle: int, line: list[int], exchange: Exchange, end: tuple[int, int, int]
+    ) -> tuple[int, ...]:
+        """Return the values of ``ROW_FIELDS`` for an exchange that ended (how, with which errno, when)."""
         plan = self._plan
-        how, detail = end
+        how, detail, at = end
         number, _, sample, repeat, input_tokens = line
         outcome = judge(exchange, how, detail, self._codec)
         status = "cancelled" if how in _STOPPED else "failed" if outcome.error else "completed"
@@ -231,6 +233,7 @@ class Reducer:
             exchange.true_first_ns if streamed else NULL,
             exchange.answer_hash(),
             exchange.counted if exchange.chunks else NULL,
+            at - plan.start_ns,
         )
 
     def _error(self, outcome: Outcome) -> int:

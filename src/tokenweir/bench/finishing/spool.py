@@ -52,9 +52,11 @@ ROW_FIELDS: Final = (
     "true_first_ns",
     "answer_hash",
     "counted_tokens",
+    "over_ns",
 )
 """One int64 each. ``status``, ``error``, ``finish_reason`` and ``token_source`` are indexes of name lists;
-``counted_tokens`` is the sum of the chunks' own counts, or ``NULL`` where chunks do not say."""
+``counted_tokens`` is the sum of the chunks' own counts, or ``NULL`` where chunks do not say; ``over_ns`` is when the
+capture was done with the request: its last byte, or when it was given up."""
 
 CHUNK: Final = np.dtype(
     [

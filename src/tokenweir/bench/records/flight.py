@@ -11,14 +11,19 @@ SEEN = ("sent_ns", "first_byte_ns", "first_token_ns", "last_token_ns", "end_ns")
 """The columns that tell when something of a request was last seen."""
 
 
-def last_seen(columns: Columns, *, cancelled: npt.NDArray[np.bool_]) -> FloatArray:
-    """Return when each request's flight ended: its last byte, else the last thing seen of it.
+def last_seen(
+    columns: Columns, *, cancelled: npt.NDArray[np.bool_], given_up: FloatArray | None = None
+) -> FloatArray:
+    """Return when each request's flight ended: when it was given up, its last byte, or the last thing seen of it.
 
-    Cancelled requests were in flight to the end. Reads the columns of ``SEEN``; NaN for what was never sent.
+    ``given_up`` has NaN for those that were not; without it, cancelled requests were in flight to the end. Reads the
+    columns of ``SEEN``; NaN for what was never sent.
     """
     latest = columns["sent_ns"]
     for name in SEEN[1:]:
         latest = np.fmax(latest, columns[name])
+    if given_up is not None:
+        return np.where(np.isnan(columns["sent_ns"]), np.nan, np.fmax(latest, given_up))
     return np.where(cancelled & np.isnan(columns["end_ns"]), np.inf, latest)
 
 

@@ -64,15 +64,16 @@ class Series:
         keys = self._key(metric, at_ns, np.full(len(at_ns), TOTAL_BIN))
         self._add(keys, np.ones(len(keys), np.int64) if counts is None else counts)
 
-    def add_requests(self, requests: pa.Table) -> None:
+    def add_requests(self, requests: pa.Table, given_up: FloatArray | None = None) -> None:
         """Count request rows: all but ``itl`` and ``output_tokens``, which rows cannot tell by the second.
 
         Call it once per load point, with all of its rows: the mean number in flight is not additive.
+        ``given_up`` is that of :func:`~tokenweir.bench.records.flight.last_seen`.
         """
-        self._add_rows(requests)
+        self._add_rows(requests, given_up)
         column = numbers(requests, SEEN)
         cancelled = codes(requests, "status", STATUSES) == STATUSES.index("cancelled")
-        end = last_seen(column, cancelled=cancelled)
+        end = last_seen(column, cancelled=cancelled, given_up=given_up)
         last = float(np.max(end[np.isfinite(end)], initial=0.0))
         edges = np.arange(0, last + NS_PER_S, NS_PER_S, dtype=np.float64)
         if len(edges) > 1:
@@ -82,7 +83,7 @@ class Series:
             width = np.maximum(np.diff(edges), 1)
             self.add_totals("in_flight", edges[:-1], np.rint(area / width * 1000).astype(np.int64))
 
-    def _add_rows(self, requests: pa.Table) -> None:
+    def _add_rows(self, requests: pa.Table, given_up: FloatArray | None) -> None:
         column = numbers(requests, ("sent_ns", "first_token_ns", "end_ns"))
         status = codes(requests, "status", STATUSES)
         sent, first, end = column["sent_ns"], column["first_token_ns"], column["end_ns"]
@@ -90,7 +91,8 @@ class Series:
         has_first, has_end = done & ~np.isnan(first), done & ~np.isnan(end)
         self.add_totals("sent", sent[~np.isnan(sent)])
         self.add_totals("completed", end[has_end])
-        self.add_totals("failed", end[(status == STATUSES.index("failed")) & ~np.isnan(end)])
+        over = end if given_up is None else np.where(np.isnan(end), given_up, end)
+        self.add_totals("failed", over[(status == STATUSES.index("failed")) & ~np.isnan(over)])
         self.add_latencies("ttft", first[has_first], (first - sent)[has_first])
         self.add_latencies("e2el", end[has_end], (end - sent)[has_end])
 

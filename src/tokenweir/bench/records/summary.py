@@ -100,15 +100,19 @@ class _Frame:
 
 
 def summarise(
-    requests: pa.Table, pools: Mapping[str, Pool], conducts: Sequence[Conduct], load: LoadPoint
+    requests: pa.Table,
+    pools: Mapping[str, Pool],
+    conducts: Sequence[Conduct],
+    load: LoadPoint,
+    given_up: FloatArray | None = None,
 ) -> Summary:
     """Return the summary of one load point.
 
     ``requests`` are its rows (``columns.REQUESTS``, phases assigned); ``pools`` holds, for the pooled
     metrics, the gaps of its measured, completed requests in nanoseconds by tag; ``conducts`` has one entry
-    per worker.
+    per worker; ``given_up`` is that of :func:`~tokenweir.bench.records.flight.last_seen`.
     """
-    frame = _frame(requests, load.window)
+    frame = _frame(requests, load.window, given_up)
     metrics = {
         tag: summary
         for tag, metric in METRICS.items()
@@ -128,7 +132,7 @@ def summarise(
     )
 
 
-def _frame(requests: pa.Table, window: Window) -> _Frame:
+def _frame(requests: pa.Table, window: Window, given_up: FloatArray | None) -> _Frame:
     columns = numbers(requests, dict.fromkeys((*needed(), *SEEN, *COUNTED)))
     phase, status = codes(requests, "phase", PHASES), codes(requests, "status", STATUSES)
     completed = status == STATUSES.index("completed")
@@ -140,7 +144,7 @@ def _frame(requests: pa.Table, window: Window) -> _Frame:
         completed=completed,
         failed=status == STATUSES.index("failed"),
         in_window=completed & (end >= window.start_ns) & (end <= window.end_ns),
-        flight_end=last_seen(columns, cancelled=status == STATUSES.index("cancelled")),
+        flight_end=last_seen(columns, cancelled=status == STATUSES.index("cancelled"), given_up=given_up),
     )
 
 
@@ -154,7 +158,9 @@ def _metric(metric: Metric, frame: _Frame, pools: Mapping[str, Pool], load: Load
     known = values[~np.isnan(values)]
     missing = len(values) - len(known)
     notes = [f"{missing} completed requests have no value"] if missing and len(known) else []
-    if load.failures_as_infinite and metric.if_failed is not None:
+    # Where no completed request has the value (a gap between tokens that were not streamed), a failed one lacks it too.
+    counted = metric.if_failed is not None and (len(known) or not len(values))
+    if load.failures_as_infinite and metric.if_failed is not None and counted:
         failures = int(np.count_nonzero(frame.measured & frame.failed))
         known = np.concatenate([known, np.full(failures, metric.if_failed)])
         notes += [f"{failures} failed requests count as {_plain(metric.if_failed)}"] if failures else []

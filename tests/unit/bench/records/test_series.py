@@ -93,6 +93,25 @@ def test_rows_give_totals_latencies_and_the_mean_in_flight() -> None:
     }
 
 
+def test_a_request_is_in_flight_until_it_is_given_up() -> None:
+    series = Series()
+    series.add_requests(
+        rows(
+            {
+                "scheduled_ns": [0.0, 0.0, 0.0, 0.0],
+                "sent_ns": [0.0, 0.0, 0.0, np.nan],
+                "first_token_ns": [np.nan, 0.5 * S, np.nan, np.nan],
+                "end_ns": [1.0 * S, np.nan, np.nan, np.nan],
+                "status": ["completed", "failed", "cancelled", "failed"],
+            }
+        ),
+        np.array([np.nan, 2.0 * S, 3.0 * S, 2.5 * S]),
+    )
+    found = counts(series.table(0))
+    assert [found["in_flight", second, -1] for second in range(3)] == [3000, 2000, 1000]
+    assert found["failed", 2, -1] == 2
+
+
 SPANS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=30)
 
 

@@ -116,6 +116,13 @@ def test_failures_count_as_infinite_where_asked() -> None:
     assert "1 failed requests count as inf" in found["ttft"].note
 
 
+def test_a_failure_has_no_value_that_no_completed_request_has() -> None:
+    whole = four_requests(first_token_ns=[NAN] * 4, last_token_ns=[NAN] * 4, icl_mean_ns=[NAN] * 4)
+    found = summarise(whole, {}, [conduct()], load(failures_as_infinite=True)).metrics
+    assert found["e2el"].max == "inf"
+    assert [found[tag].n for tag in ("ttft", "tpot", "itl_request", "interactivity")] == [0] * 4
+
+
 def test_only_the_measured_phase_has_latencies() -> None:
     phases = ["warmup", "measured", "recompiled", "cooldown"]
     found = summarise(four_requests(phase=phases), {}, [conduct()], load())
