@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenweir.bench.arrivals import Concurrency, parse_arrivals
 from tokenweir.bench.records.columns import CHUNKS, REQUESTS
 from tokenweir.bench.records.model import (
     SCHEMA_VERSION,
@@ -167,11 +168,11 @@ def _requests(rng: np.random.Generator, n: int, load: int, arrival: str, shape: 
 
 
 def _scheduled(rng: np.random.Generator, duration: Floats, arrival: str) -> Floats:
-    kind, _, value = arrival.partition("=")
     n = len(duration)
-    if kind != "concurrency":
-        return np.cumsum(rng.exponential(1 / float(value.removesuffix("/s")), n)) * S
-    width = int(value)
+    (asked,) = parse_arrivals(arrival)
+    if not isinstance(asked, Concurrency):
+        return np.cumsum(rng.exponential(1 / (asked.asked_rate or 1.0), n)) * S
+    width = asked.slots
     rounds = np.zeros(-(-n // width) * width)
     rounds[:n] = duration
     before = np.cumsum(rounds.reshape(-1, width), axis=0) - rounds.reshape(-1, width)
@@ -264,15 +265,15 @@ def _summary(table: pa.Table, chunks: pa.Table, arrival: str, shape: RunShape) -
         )
         for worker in range(2)
     ]
-    kind, _, value = arrival.partition("=")
+    (asked,) = parse_arrivals(arrival)
     return summarise(
         table,
         pools,
         conducts,
         LoadPoint(
             arrival=arrival,
-            asked_rate=None if kind == "concurrency" else float(value.removesuffix("/s")),
-            open_loop=kind != "concurrency",
+            asked_rate=asked.asked_rate,
+            open_loop=asked.open_loop,
             planned=len(sent),
             window=window,
             output_tokens_in_window=int(

@@ -31,17 +31,15 @@ class _Axis:
 
 
 def axis_of(loads: tuple[LoadResult, ...]) -> tuple[str, str, list[float]]:
-    """Return name, unit and position of the load axis: a common number in the arrivals, else their order."""
+    """Return name, unit and position of the load axis: concurrency, the rate that is asked for, else their order."""
     kinds = {load.arrival.partition("=")[0] for load in loads}
-    values = [re.search(r"=\D*?([\d.]+)", load.arrival) for load in loads]
-    numbers = [float(value[1]) for value in values if value]
-    if len(kinds) == 1 and len(numbers) == len(loads) and len(set(numbers)) == len(numbers):
-        kind = kinds.pop()
-        return (kind, "requests in flight" if kind == "concurrency" else "requests/s", numbers)
+    slots = [float(found[1]) for load in loads if (found := re.match(r"concurrency=(\d+)", load.arrival))]
+    if len(slots) == len(loads) and len(set(slots)) == len(slots):
+        return ("concurrency", "requests in flight", slots)
     rates = [load.summary.delivered.asked_rate for load in loads]
     asked = [rate for rate in rates if rate is not None]
     if len(asked) == len(loads) and len(set(asked)) == len(asked):
-        return ("asked", "requests/s", asked)
+        return (kinds.pop() if len(kinds) == 1 else "asked", "requests/s", asked)
     return ("load point", "", [float(load.index) for load in loads])
 
 

@@ -78,6 +78,12 @@ def test_a_sweep_is_drawn_in_order_of_load(tmp_path: Path) -> None:
     assert charts[0].log_x
 
 
+def test_loads_given_by_their_gaps_are_drawn_at_their_rates(tmp_path: Path) -> None:
+    loads = ("uniform=10ms..30ms", "uniform=20ms..80ms")
+    run = make_run(tmp_path, n=40, shape=RunShape(loads=loads))
+    assert axis_of(run.loads) == ("uniform", "requests/s", [50.0, 20.0])
+
+
 def test_the_load_axis_falls_back_to_the_order(tmp_path: Path) -> None:
     run = make_run(tmp_path, n=100, shape=RunShape(loads=("concurrency=4", "poisson=9/s")))
     assert axis_of(run.loads)[0] == "load point"
