@@ -231,10 +231,11 @@ class Directory:
         return [_key(row) for row in self._rows(query)]
 
     def revoke(self, key: bytes, *, after_ns: int = 0) -> Key:
-        """Refuse a key from now, or after a while. Raises NotFoundError."""
+        """Refuse a key from now, or after a while; one that is refused earlier stays so. Raises NotFoundError."""
         at = self._clock.wall_ns() + after_ns
+        earlier = sa.case((KEYS.c.revoked_at <= at, KEYS.c.revoked_at), else_=at)
         with self._change() as connection:
-            changed = connection.execute(KEYS.update().where(KEYS.c.id == key).values(revoked_at=at))
+            changed = connection.execute(KEYS.update().where(KEYS.c.id == key).values(revoked_at=earlier))
             if changed.rowcount == 0:
                 raise _unknown("key", format_id("key", int.from_bytes(key, "big")))
         return self.key(key)

@@ -124,6 +124,21 @@ def test_keys_expire_are_revoked_and_follow_their_user(directory: Directory, clo
     assert find(directory, kept) is not None
 
 
+def test_a_revoked_key_is_not_let_in_again_by_rotating_it(directory: Directory, clock: VirtualClock) -> None:
+    directory.add_user("ada")
+    key, text = directory.issue("ada", "lost")
+    directory.revoke(key.id)
+    clock.advance(SECOND)
+    _, new = directory.rotate(key.id, overlap_ns=10 * SECOND)
+    assert [find(directory, each) is None for each in (text, new)] == [True, False]
+    # What is to be refused later may still be refused at once.
+    other, text = directory.issue("ada", "other")
+    directory.revoke(other.id, after_ns=10 * SECOND)
+    assert find(directory, text) is not None
+    directory.revoke(other.id)
+    assert find(directory, text) is None
+
+
 def test_a_rotated_key_overlaps_and_keeps_its_rights(directory: Directory, clock: VirtualClock) -> None:
     directory.add_user("ada")
     key, old = directory.issue("ada", "ci", scopes=("infer",), models=("m",))
