@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
+import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -316,6 +318,18 @@ def test_what_is_not_to_be_stored_is_erased(client: OpenAI, user: User) -> None:
         client.responses.retrieve(name)
     request = name.replace("resp_", "req_")
     waiting(lambda: "four" not in json.dumps(user.poll(request)) or None, "it is erased")
+
+
+def test_what_is_not_to_be_stored_is_erased_when_it_fails(client: OpenAI, door: GatewayProcess) -> None:
+    with pytest.raises(openai.APIStatusError):
+        client.responses.create(model="broken", input="a word for nobody", store=False)
+    with contextlib.closing(sqlite3.connect(f"file:{door.home / 'gateway.db'}?mode=ro", uri=True)) as file:
+
+        def erased() -> bool | None:
+            bodies = [body for (body,) in file.execute("SELECT body FROM gateway_requests")]
+            return None if any(b"a word for nobody" in body for body in bodies) else True
+
+        waiting(erased, "it is erased")
 
 
 def test_a_stranger_sees_nothing(client: OpenAI, user: User, stranger: User) -> None:

@@ -47,12 +47,7 @@ async def answer(door: Door, call: Call, caller: Caller, raw: bytes, lessened: L
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")]
     if not isinstance(taken, Repeated):
         headers = rate_headers(taken.headroom, door.clock.wall_ns())
-        if wish.mode == "direct":
-            lease_ns = path.leases.lease_ns
-            claimed = await path.stores.requests.claim(taken.request, attempt=1, lease_ns=lease_ns)
-            if claimed is not None:
-                path.worker.adopt(claimed)
-    record = await path.reading.record(taken.request)
+    record = await path.begin(taken.request)
     headers += degraded(path.reading.kept(record).degraded)
     with Watched(door, call) as watched:
         if _streams(call, raw):

@@ -8,23 +8,25 @@ from typing import Final
 
 from tokenweir.asgi.call import Call
 from tokenweir.asgi.problems import failure
-from tokenweir.core.errors import ParameterError, UnavailableError
+from tokenweir.core.errors import ConflictError, ParameterError, UnavailableError
 from tokenweir.core.events import Event, Failed
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.events_stream import Watched, seq
-from tokenweir.gateway.doors.native import query, queued
+from tokenweir.gateway.doors.native import queued
+from tokenweir.gateway.doors.queries import newest_first, page, page_limit, query
 from tokenweir.gateway.doors.repeatable import degraded
 from tokenweir.gateway.queued.accepting import idempotency_key
 from tokenweir.gateway.queued.reading import Reading, all_events
 from tokenweir.gateway.responses.asked import read_asked
 from tokenweir.gateway.responses.folding import Fold, response_id
-from tokenweir.gateway.responses.items import Item
 from tokenweir.gateway.responses.shelf import Shelf
 from tokenweir.ports.intake import Repeated
 from tokenweir.ports.requests import RequestRecord
+from tokenweir.telemetry.logs import get_logger
 
+_LOG = get_logger("tokenweir.gateway")
 Headers = Sequence[tuple[bytes, bytes]]
 
 _PAGE: Final = 20
@@ -48,16 +50,10 @@ async def create(door: Door, call: Call) -> None:
     taken = await path.accepting.accept(caller, request.raw, wish)
     if isinstance(taken, Repeated):
         headers: Headers = [(b"idempotent-replayed", b"true")]
-        record = await shelf.again(taken.request, response_id(taken.request))
+        await shelf.again(taken.request, response_id(taken.request))
     else:
         headers = rate_headers(taken.headroom, door.clock.wall_ns()) + degraded(wish.kept.degraded)
-        if not asked.background:
-            claimed = await path.stores.requests.claim(
-                taken.request, attempt=1, lease_ns=path.leases.lease_ns
-            )
-            if claimed is not None:
-                path.worker.adopt(claimed)
-        record = await path.reading.record(taken.request)
+    record = await path.begin(taken.request)
     if asked.background and not asked.stream:
         await call.answer_json((await shelf.whole(record)).response(), headers=headers)
         return
@@ -70,9 +66,18 @@ async def create(door: Door, call: Call) -> None:
         if not fold.ended and not asked.background and not key:
             # Nobody will come back for it.
             await path.cancelling.cancel(record)
-    if asked.store is False and not key:
+        if asked.store is False and not key:
+            await _erase(shelf, record)
+
+
+async def _erase(shelf: Shelf, record: RequestRecord) -> None:
+    """Forget a response that is not to be stored, however it ended."""
+    try:
         await shelf.end(record)
         await shelf.erase(record)
+    except (ConflictError, UnavailableError) as error:
+        # What its caller is told does not depend on it.
+        _LOG.warning("a response that is not to be stored stays", reason=str(error))
 
 
 class _Answer:
@@ -202,9 +207,9 @@ async def input_items(door: Door, call: Call) -> None:
     asked = query(call, "after", "limit", "order")
     record = await shelf.own(caller, call.part)
     items = shelf.said(record).items
-    if _order(asked.get("order", "desc")) == "desc":
+    if newest_first(asked.get("order")):
         items = items[::-1]
-    limit = _limit(asked.get("limit", str(_PAGE)))
+    limit = page_limit(asked.get("limit"), default=_PAGE, most=_PAGE_MOST)
     first = 0
     if "after" in asked:
         places = [place for place, item in enumerate(items) if item["id"] == asked["after"]]
@@ -215,28 +220,5 @@ async def input_items(door: Door, call: Call) -> None:
                 mend="give last_id of the page before",
             )
         first = places[0] + 1
-    page = items[first : first + limit]
-    await call.answer_json(_page(page, more=len(items) > first + limit))
-
-
-def _page(page: Sequence[Item], *, more: bool) -> dict[str, Json]:
-    data: list[Json] = [{"status": "completed", **item} for item in page]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": more,
-    }
-
-
-def _order(text: str) -> str:
-    if text not in {"asc", "desc"}:
-        raise ParameterError(f"the order {text[:20]!r} is not asc or desc", param="order")
-    return text
-
-
-def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _PAGE_MOST:
-        raise ParameterError(f"the limit {text[:20]!r} is not 1 to {_PAGE_MOST}", param="limit")
-    return int(text)
+    shown: list[dict[str, Json]] = [{"status": "completed", **item} for item in items[first : first + limit]]
+    await call.answer_json(page(shown, more=len(items) > first + limit))

@@ -33,7 +33,7 @@ from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.intake import Intake
 from tokenweir.ports.queue import DeadLetters, JobQueue, QueueDepth
 from tokenweir.ports.quota import QuotaStore
-from tokenweir.ports.requests import RequestLookup, RequestStore, RequestUpkeep
+from tokenweir.ports.requests import RequestLookup, RequestRecord, RequestStore, RequestUpkeep
 
 _CALLS: Final = 2
 """Batches on their way to stores that are servers."""
@@ -209,6 +209,19 @@ class Queued(Workshop):
             queue_lease_ns=policy.queue_lease_ns,
         )
         self.takes_webhooks = bool(policy.webhooks.secret)
+
+    async def begin(self, request: bytes) -> RequestRecord:
+        """Return an accepted request; one that has no job is worked on here, unless somebody works on it already.
+
+        Whoever accepted it may have been lost before that. Raises NotFoundError, UnavailableError.
+        """
+        record = await self.reading.record(request)
+        if record.mode == "direct" and not record.attempt and record.ended_at is None:
+            claimed = await self.stores.requests.claim(request, attempt=1, lease_ns=self.leases.lease_ns)
+            if claimed is not None:
+                self.worker.adopt(claimed)
+                return claimed
+        return record
 
     async def run(self, *, collects: bool = False) -> None:
         """Accept and work until cancelled."""

@@ -54,12 +54,10 @@ class Shelf:
             raise _none(text)
         return record
 
-    async def again(self, request: bytes, text: str) -> RequestRecord:
-        """Return the request that is asked for once more. Raises NotFoundError where it was erased meanwhile."""
-        record = await self._reading.record(request)
-        if self.said(record).erased:
+    async def again(self, request: bytes, text: str) -> None:
+        """Raise NotFoundError where the request that is asked for once more was erased meanwhile."""
+        if self.said(await self._reading.record(request)).erased:
             raise _none(text)
-        return record
 
     def said(self, record: RequestRecord) -> Said:
         """Return what is kept of a response's request beside its chat."""

@@ -165,13 +165,18 @@ class SqliteQuota:
         await self._database.write(put_off)
 
     async def expired(self, limit: int) -> Sequence[OpenReservation]:
-        """Return up to ``limit`` open reservations whose lease has run out, oldest first."""
+        """Return up to ``limit`` open reservations whose lease has run out, oldest first.
+
+        That of an accepted request stands until the request has ended, however long it waits for its turn.
+        """
         now = self._clock.wall_ns()
 
         def find(connection: sqlite3.Connection) -> list[OpenReservation]:
             rows = connection.execute(
                 "SELECT request, key_id, user_id, team_id, model, limits, at, expires_at, requests, tokens, cost"
-                " FROM gateway_reservations WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
+                " FROM gateway_reservations r WHERE expires_at <= ? AND NOT EXISTS"
+                " (SELECT 1 FROM gateway_requests q WHERE q.request = r.request AND q.ended_at IS NULL)"
+                " ORDER BY expires_at LIMIT ?",
                 (now, limit),
             )
             return [_open(row) for row in rows]
