@@ -26,6 +26,8 @@ from tokenweir.telemetry.spans import Tracer
 
 _PRIORITY_MOST: Final = 9
 _KEY_LETTERS: Final = 255
+_WEBHOOK_LETTERS: Final = 2048
+_SHOWN: Final = 200
 _DEADLINE_MOST_NS: Final = 31 * 86_400 * 1_000_000_000
 _NS_PER_S: Final = 1_000_000_000
 _FIELDS: Final[tuple[tuple[str, Kind], ...]] = (
@@ -152,9 +154,19 @@ def _check_webhook(url: str, *, switched_on: bool) -> None:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port, parts = "", None, urlsplit("")
-    if parts.scheme not in {"http", "https"} or not host or parts.username or parts.fragment or port == 0:
+    plain = url.isascii() and url.isprintable() and " " not in url and len(url) <= _WEBHOOK_LETTERS
+    if (
+        not plain
+        or parts.scheme not in {"http", "https"}
+        or not host
+        or parts.username
+        or parts.fragment
+        or port == 0
+    ):
         raise ParameterError(
-            f"the webhook {url!r} cannot be used", param="webhook", mend="write https://, a host and a path"
+            f"the webhook {url[:_SHOWN]!r} cannot be used",
+            param="webhook",
+            mend="write https://, a host and a path, in ASCII and without blanks",
         )
 
 

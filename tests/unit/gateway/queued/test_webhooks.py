@@ -5,12 +5,38 @@ import base64
 import hashlib
 import hmac
 
+import msgspec
 import pytest
 
 from tokenweir.core.clock import VirtualClock
+from tokenweir.core.errors import ParameterError
+from tokenweir.gateway.queued.accepting import native
 from tokenweir.gateway.queued.webhooks import WebhookError, WebhookPolicy, Webhooks
 
 SECRET = b"s3cret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h/\0",
+        "http://h/a b",
+        "http://h/\x7f",
+        "http://bücher.example/",
+        "https://h/" + "x" * 2048,
+        "ftp://h/",
+        "https:///path",
+    ],
+)
+def test_a_url_that_no_head_can_hold_is_refused_when_it_is_given(url: str) -> None:
+    def take(webhook: str) -> str:
+        body = msgspec.json.encode({"model": "m", "prompt": "x", "webhook": webhook})
+        return native(body, idempotency="", pool="", webhooks=True).webhook
+
+    assert take("https://h:8443/path?of=it") == "https://h:8443/path?of=it"
+    with pytest.raises(ParameterError) as refused:
+        take(url)
+    assert refused.value.param == "webhook"
 
 
 class Receiver:
