@@ -15,7 +15,7 @@ from tokenweir.core.ids import format_id
 from tokenweir.gateway.administration import Administration
 from tokenweir.gateway.doors import admin_schemas as said
 from tokenweir.gateway.doors.door import Door
-from tokenweir.gateway.doors.native import query
+from tokenweir.gateway.doors.queries import query
 
 T = TypeVar("T", bound=msgspec.Struct)
 

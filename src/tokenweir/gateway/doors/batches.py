@@ -8,8 +8,7 @@ from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError
 from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.doors.door import Door, RequestId
-from tokenweir.gateway.doors.files import page, page_after, page_limit
-from tokenweir.gateway.doors.native import query
+from tokenweir.gateway.doors.queries import page, page_after, page_limit, query
 from tokenweir.gateway.queued.accepting import idempotency_key
 
 _PAGE: Final = 20

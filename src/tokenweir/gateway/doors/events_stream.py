@@ -14,7 +14,8 @@ from tokenweir.asgi.call import Call
 from tokenweir.core.errors import ParameterError
 from tokenweir.core.events import Event
 from tokenweir.gateway.doors.door import Door
-from tokenweir.gateway.doors.native import query, queued
+from tokenweir.gateway.doors.native import queued
+from tokenweir.gateway.doors.queries import query
 from tokenweir.gateway.queued.kept import ended
 from tokenweir.gateway.queued.reading import all_events
 

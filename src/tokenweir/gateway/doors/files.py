@@ -6,11 +6,9 @@ from contextlib import aclosing
 from typing import Final, cast, get_args
 
 from tokenweir.asgi.call import Call
-from tokenweir.core.errors import InputError, NotFoundError, ParameterError, WeirError
-from tokenweir.core.ids import parse_id
-from tokenweir.core.requests import Json
+from tokenweir.core.errors import NotFoundError, ParameterError, WeirError
 from tokenweir.gateway.doors.door import Door, RequestId
-from tokenweir.gateway.doors.native import query
+from tokenweir.gateway.doors.queries import newest_first, page, page_after, page_limit, query, whole_number
 from tokenweir.gateway.files.cabinet import BATCH_EXPIRES_NS, Cabinet, FileFacts, file_id, shown
 from tokenweir.gateway.files.forms import Form, FormReader, boundary_of
 from tokenweir.gateway.queued.accepting import idempotency_key
@@ -98,13 +96,14 @@ def _keeps_ns(form: Form) -> int | None:
             mend="write created_at",
         )
     text = seconds or ""
-    if not (text.isascii() and text.isdigit()) or not _EXPIRES_LEAST_S <= int(text[:9]) <= _EXPIRES_MOST_S:
+    keeps_s = whole_number(text, least=_EXPIRES_LEAST_S, most=_EXPIRES_MOST_S)
+    if keeps_s is None:
         raise ParameterError(
             f"{text[:20]!r} is not {_EXPIRES_LEAST_S} to {_EXPIRES_MOST_S} seconds",
             param="expires_after[seconds]",
             mend="give a number of seconds",
         )
-    return int(text) * _NS_PER_S
+    return keeps_s * _NS_PER_S
 
 
 async def listed(door: Door, call: Call) -> None:
@@ -116,46 +115,10 @@ async def listed(door: Door, call: Call) -> None:
     if purpose and purpose not in get_args(Purpose):
         raise ParameterError(f"the purpose {purpose[:80]!r} is unknown", param="purpose")
     limit = page_limit(asked.get("limit"), default=_PAGE, most=_PAGE)
-    order = asked.get("order", "desc")
-    if order not in {"asc", "desc"}:
-        raise ParameterError(f"the order {order[:20]!r} is not asc or desc", param="order")
+    newest = newest_first(asked.get("order"))
     after = page_after(asked.get("after"), "file")
-    found = await files.listed(
-        caller.user, purpose=purpose, after=after, newest=order == "desc", limit=limit + 1
-    )
+    found = await files.listed(caller.user, purpose=purpose, after=after, newest=newest, limit=limit + 1)
     await call.answer_json(page([shown(record) for record in found[:limit]], more=len(found) > limit))
-
-
-def page_limit(text: str | None, *, default: int, most: int) -> int:
-    """Return how many a page may have. Raises ParameterError."""
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
-        raise ParameterError(f"the limit {text[:20]!r} is not 1 to {most}", param="limit")
-    return int(text)
-
-
-def page_after(text: str | None, prefix: str) -> bytes | None:
-    """Return the id that a page begins behind. Raises ParameterError."""
-    if text is None:
-        return None
-    try:
-        return parse_id(text, prefix=prefix).uuid.to_bytes(16, "big")
-    except InputError as error:
-        raise ParameterError(
-            f"{text[:80]!r} is no id", param="after", mend="give last_id of the page before"
-        ) from error
-
-
-def page(data: list[dict[str, Json]], *, more: bool) -> dict[str, Json]:
-    """Return a page of a list as OpenAI shows it."""
-    return {
-        "object": "list",
-        "data": cast("Json", data),
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": more,
-    }
 
 
 async def show(door: Door, call: Call) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from typing import Final
-from urllib.parse import parse_qs
 
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.queries import page_limit, query
 from tokenweir.gateway.queued.accepting import idempotency_key, native
 from tokenweir.gateway.queued.kept import request_id
 from tokenweir.gateway.queued.node import Queued
@@ -84,39 +84,13 @@ async def history(door: Door, call: Call) -> None:
     caller = await door.caller(call, "infer")
     reading = queued(door).reading
     asked = query(call, "limit", "cursor")
-    limit = _limit(asked.get("limit"))
+    limit = page_limit(asked.get("limit"), default=_PAGE, most=_PAGE_MOST)
     before = _before(asked["cursor"]) if "cursor" in asked else None
     found = await reading.history(caller, before=before, limit=limit + 1)
     page, more = found[:limit], len(found) > limit
     data: list[Json] = [await reading.listed(record) for record in page]
     cursor = base64.urlsafe_b64encode(page[-1].request).decode().rstrip("=") if more else None
     await call.answer_json({"object": "list", "data": data, "has_more": more, "next_cursor": cursor})
-
-
-def query(call: Call, *known: str) -> dict[str, str]:
-    """Return the query's fields. Raises ParameterError for one that is unknown or comes twice."""
-    try:
-        fields = parse_qs(call.query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(call.query))
-    except ValueError as error:
-        raise ParameterError(f"the query cannot be read: {error}", param="query") from error
-    for name, values in fields.items():
-        if name not in known:
-            raise ParameterError(
-                f"the query has the unknown field {name!r}",
-                param=name,
-                mend=f"it may have {', '.join(known)}",
-            )
-        if len(values) > 1:
-            raise ParameterError(f"the query has {name!r} twice", param=name, mend="give it once")
-    return {name: values[0] for name, values in fields.items()}
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _PAGE
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _PAGE_MOST:
-        raise ParameterError(f"the limit {text!r} is not 1 to {_PAGE_MOST}", param="limit")
-    return int(text)
 
 
 def _before(cursor: str) -> bytes:
