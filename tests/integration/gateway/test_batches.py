@@ -268,6 +268,8 @@ def test_the_same_key_and_body_is_the_same_batch(client: OpenAI) -> None:
     with pytest.raises(openai.ConflictError):
         create(metadata={"a": "b"})
     until(client, first, "completed")
+    client.files.delete(file.id)
+    assert create().id == first.id
 
 
 def test_a_stranger_sees_no_batches(door: GatewayProcess, stranger: User) -> None:

@@ -67,6 +67,11 @@ class Desk:
         """
         fields, asked = _read(raw)
         digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted")).digest()
+        newest = await self._store.listed(caller.user, after=None, limit=_OPEN_MOST)
+        earlier = next((each for each in newest if idempotency and each.idempotency == idempotency), None)
+        if earlier is not None:
+            # Neither the file nor the room for another batch matters to one that is there.
+            return self.shown(_same(earlier, digest)), True
         file = await self._cabinet.own(caller.user, asked.input_file_id, param="input_file_id")
         if file.purpose != "batch":
             raise ParameterError(
@@ -74,7 +79,6 @@ class Desk:
                 param="input_file_id",
                 mend="send it with the purpose batch",
             )
-        newest = await self._store.listed(caller.user, after=None, limit=_OPEN_MOST)
         if sum(record.ended_at is None for record in newest) >= _OPEN_MOST:
             raise QuotaExceededError(
                 f"{_OPEN_MOST} of your batches have not ended",
@@ -101,13 +105,8 @@ class Desk:
                 idempotency=idempotency,
             )
         )
-        if kept.digest != digest:
-            raise ConflictError(
-                f"the idempotency key {idempotency!r} was used with another body",
-                mend="send the same body again, or use a new key",
-            )
         self._nudge()
-        return self.shown(kept), kept.batch != batch
+        return self.shown(_same(kept, digest)), kept.batch != batch
 
     async def own(self, caller: Caller, text: str) -> BatchRecord:
         """Return a caller's batch ``batch_…``. Raises NotFoundError, for those of others too."""
@@ -136,6 +135,16 @@ class Desk:
     def shown(self, record: BatchRecord) -> dict[str, Json]:
         """Return a batch as OpenAI shows it. Raises SealError."""
         return shown(record, open_state(self._sealer, record))
+
+
+def _same(kept: BatchRecord, digest: bytes) -> BatchRecord:
+    """Return the batch that an idempotency key has. Raises ConflictError where it was made of another body."""
+    if kept.digest != digest:
+        raise ConflictError(
+            f"the idempotency key {kept.idempotency!r} was used with another body",
+            mend="send the same body again, or use a new key",
+        )
+    return kept
 
 
 def _read(raw: bytes) -> tuple[dict[str, Json], _Asked]:
