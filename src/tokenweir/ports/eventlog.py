@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -20,6 +20,16 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     lane: int
     attempt: int
     events: tuple[Event, ...]
+
+
+@runtime_checkable
+class BoundedLog(Protocol):
+    """An event log that does not take appends of any length."""
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that the events of one append may have as MessagePack."""
+        ...
 
 
 class EventLog(Protocol):

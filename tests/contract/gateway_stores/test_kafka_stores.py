@@ -21,10 +21,11 @@ from tests.contract.gateway_stores.harness import (
 from tests.contract.gateway_stores.queue_contract import EventLogContract, tell
 
 from tokenweir.core.clock import SystemClock
+from tokenweir.core.errors import UnavailableError
 from tokenweir.core.events import Completed, Event, Token
 from tokenweir.core.ids import uuid7
 from tokenweir.ports.eventlog import Append
-from tokenweir.stores.gateway.kafka.connection import KafkaServers
+from tokenweir.stores.gateway.kafka.connection import MESSAGE_BYTES, KafkaServers
 from tokenweir.stores.gateway.kafka.eventlog import KafkaEventLog
 from tokenweir.stores.gateway.kafka.reader import AT_HAND
 from tokenweir.stores.gateway.kafka.records import Packing
@@ -123,6 +124,28 @@ def test_a_request_is_found_whose_gateways_clock_was_wrong(place: Place, hours: 
         assert tuple(await stores.events.read(request, lane)) == _said(3)
 
     tell(place, write, read)
+
+
+def test_what_is_as_long_as_may_be_is_taken_and_no_longer(place: Place) -> None:
+    wanted = acceptance(reserve())
+    request, lane = wanted.reserve.request, wanted.lane
+
+    def answer(size: int) -> Append:
+        # A number takes nine bytes.
+        vector = tuple((number + 0.5) / 3 for number in range(size // 9 - 9))
+        return Append(request=request, lane=lane, attempt=1, events=(Completed(seq=0, embeddings=(vector,)),))
+
+    async def story(stores: Stores) -> None:
+        assert isinstance(stores.events, KafkaEventLog)
+        await stores.intake.accept([wanted])
+        await stores.requests.claim(request, attempt=1, lease_ns=LEASE_NS)
+        longest = answer(stores.events.most_bytes)
+        with pytest.raises(UnavailableError):
+            await stores.events.append([answer(2 * MESSAGE_BYTES)])
+        await stores.events.append([longest])
+        assert tuple(await stores.events.read(request, lane)) == longest.events
+
+    tell(place, story)
 
 
 def test_who_comes_into_a_lane_later_reads_what_came_before(place: Place) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import random
 import signal
+import sqlite3
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,13 +14,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.contract.gateway_stores.harness import acceptance, reserve
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.queued import User, waiting
 
 from tokenweir.core.clock import SystemClock
-from tokenweir.core.events import Completed, Event, Started, Token, Usage
+from tokenweir.core.events import Completed, Event, Failed, Started, Token, Usage
 from tokenweir.core.quota import Amounts, Limit
-from tokenweir.gateway.endpoints.pool import Pool
+from tokenweir.gateway.endpoints.pool import Endpoint, EndpointFacts, Pool
+from tokenweir.gateway.endpoints.upstream import Origin, UpstreamClient
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.settling import Settler
@@ -144,6 +148,25 @@ def test_an_idempotent_direct_request_outlives_its_gateway() -> None:
         assert len(charged(door)) == 1
 
 
+def test_a_request_that_was_accepted_and_not_begun_is_begun_for_whoever_repeats_it(sim: SimProcess) -> None:
+    with gateway(SETTINGS + endpoint("one", sim.url)) as door:
+        user = User(door.url, door.key)
+        body = {"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+        first = user.ask("POST", "/v1/chat/completions", body, idempotency_key="direct")
+        door.stop(signal.SIGKILL)
+        with contextlib.closing(sqlite3.connect(door.home / "gateway.db")) as file, file:
+            # As a process leaves it that is killed right after the acceptance.
+            file.execute("UPDATE gateway_requests SET attempt = 0, ended_at = NULL, last_seq = -1, log = x''")
+            file.execute("DELETE FROM gateway_ledger")
+        door.start()
+        user.url = door.url
+        answer = user.ask("POST", "/v1/chat/completions", body, idempotency_key="direct")
+        assert answer.status == 200
+        assert answer.headers["idempotent-replayed"] == "true"
+        assert answer.json()["id"] == first.json()["id"]
+        assert len(charged(door)) == 1
+
+
 KEY, USER, REQUEST = b"k" * 16, b"u" * 16, b"r" * 16
 MONTH = Limit(scope="key", subject=KEY, unit="tokens", window="month", amount=10_000)
 
@@ -151,7 +174,9 @@ MONTH = Limit(scope="key", subject=KEY, unit="tokens", window="month", amount=10
 class Bench:
     """A workshop over a file, as a gateway has it."""
 
-    def __init__(self, database: Database, policy: QueuedPolicy) -> None:
+    def __init__(
+        self, database: Database, policy: QueuedPolicy, *, pool: Pool, log: type[SqliteEventLog]
+    ) -> None:
         clock = SystemClock()
         self.quota = SqliteQuota(database, clock)
         self.jobs = SqliteQueue(database, clock)
@@ -160,20 +185,27 @@ class Bench:
         self.intake = SqliteIntake(database, clock, self.quota, self.jobs)
         self.settler = Settler(self.ledger, self.quota)
         stores = QueuedStores(
-            intake=self.intake, requests=self.requests, jobs=self.jobs, events=SqliteEventLog(database)
+            intake=self.intake, requests=self.requests, jobs=self.jobs, events=log(database)
         )
         metering = Metering(settler=self.settler, usual=UsualOutput(), prices=PriceTable(), quota=self.quota)
-        self.shop = Workshop(stores, Pool(()), metering, policy=policy, clock=clock)
+        self.shop = Workshop(stores, pool, metering, policy=policy, clock=clock)
 
     async def rows(self) -> list[LedgerRow]:
         return [row async for row in self.ledger.rows(LedgerFilter())]
 
 
 @asynccontextmanager
-async def bench(path: Path, policy: QueuedPolicy, *, works: bool) -> AsyncGenerator[Bench]:
+async def bench(
+    path: Path,
+    policy: QueuedPolicy,
+    *,
+    works: bool,
+    pool: Pool | None = None,
+    log: type[SqliteEventLog] = SqliteEventLog,
+) -> AsyncGenerator[Bench]:
     database = Database(f"sqlite:///{path}")
     try:
-        made = Bench(database, policy)
+        made = Bench(database, policy, pool=pool or Pool(()), log=log)
         await made.jobs.load()
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             tasks = [group.create_task(made.settler.run())]
@@ -252,3 +284,45 @@ def test_an_end_that_was_written_is_settled_once_after_a_crash(
     asyncio.run(after())
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert (secret in stored) is not sealed
+
+
+class ShortLog(SqliteEventLog):
+    """The embedded log, which takes as little as a record of another may hold."""
+
+    most_bytes = 600
+
+
+def test_an_answer_that_is_too_long_for_the_log_fails_is_charged_and_holds_nobody_up(
+    tmp_path: Path, sim: SimProcess
+) -> None:
+    async def story() -> None:
+        facts = EndpointFacts(name="e", kind="sim", model="m", upstream_model="sim")
+        client = UpstreamClient(Origin.parse(sim.url))
+        pool = Pool([Endpoint(facts, client)])
+        long, short = reserve(), reserve()
+        async with bench(
+            tmp_path / "gateway.db", QueuedPolicy(), works=True, pool=pool, log=ShortLog
+        ) as made:
+
+            def asked(wanted: Reserve, tokens: int) -> Acceptance:
+                body = b'{"model":"m","prompt":"x","max_tokens":%d}' % tokens
+                kept = Kept(path="/v1/completions", body=msgspec.Raw(body)).encode()
+                return acceptance(wanted, mode="single", body=made.shop.sealer.seal(wanted.request, kept))
+
+            await made.intake.accept([asked(long, 300), asked(short, 3)])
+            ends: list[Event] = []
+            for wanted in (long, short):
+                while (record := await made.requests.get(wanted.request)) is None or record.ended_at is None:  # noqa: ASYNC110 - the workshop tells nobody
+                    await asyncio.sleep(0.01)
+                ends.append((await made.shop.reading.events(record))[-1])
+            assert isinstance(ends[0], Failed)
+            assert (ends[0].kind, ends[0].retryable) == ("answer_too_long", False)
+            assert isinstance(ends[1], Completed)
+            rows = {row.request: (row.output_tokens, row.source, row.ending) for row in await made.rows()}
+            assert rows == {
+                long.request: (300, "server", "failed"),
+                short.request: (3, "server", "completed"),
+            }
+            client.close()
+
+    asyncio.run(story())

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tokenweir.core.errors import ConfigError, WeirError
 from tokenweir.core.events import Completed, Event, Failed, Token
-from tokenweir.ports.eventlog import Append, EventLog
+from tokenweir.ports.eventlog import Append, BoundedLog, EventLog
 
 _PLAIN: Final = b"\x00"
 _SEALED: Final = b"\x01"
@@ -32,6 +32,9 @@ _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 4
 _NONCE_BYTES: Final = 12
 _HEAD: Final = 1 + _ID_BYTES
+_ANY: Final = 2**62
+_SEALED_BYTES: Final = 65_536
+"""What sealing may add to an answer's events beside base64's third."""
 _HELD: Final = 4096
 """Derived keys kept at hand."""
 _EVENT: Final = "\x01sealed:"
@@ -133,6 +136,13 @@ class SealedEventLog:
     def __init__(self, log: EventLog, sealer: Sealer) -> None:
         self._log = log
         self._sealer = sealer
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that the events of one append may have as MessagePack, before they are sealed."""
+        if not isinstance(self._log, BoundedLog):
+            return _ANY
+        return (self._log.most_bytes - _SEALED_BYTES) * 3 // 4
 
     async def append(self, batch: Sequence[Append]) -> None:
         """Seal and write."""

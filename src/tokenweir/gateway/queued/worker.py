@@ -13,14 +13,14 @@ import msgspec
 
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import DiskFullError, UnavailableError, WeirError
-from tokenweir.core.events import Cancelled, Degraded, Event, Failed, Token
+from tokenweir.core.events import Cancelled, Completed, Degraded, Event, Failed, Token
 from tokenweir.gateway.queued.asking import Attempt, Write
 from tokenweir.gateway.queued.endings import Ended
 from tokenweir.gateway.queued.kept import Kept, decode, ended, last_answer, opening
 from tokenweir.gateway.queued.leases import Lease, Leases
 from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.gateway.queued.writing import Writing
-from tokenweir.ports.eventlog import Append, EventLog
+from tokenweir.ports.eventlog import Append, BoundedLog, EventLog
 from tokenweir.ports.queue import Delivery, Job, JobQueue
 from tokenweir.ports.requests import RequestRecord, RequestStore
 from tokenweir.telemetry.logs import get_logger
@@ -30,6 +30,9 @@ _AGAIN_S: Final = 0.5
 _APART_S: Final = 0.006
 """Between appends to a log that is a service, while there is more to append."""
 _CRASHES_NS: Final = 2_000_000_000
+_BAD_GATEWAY: Final = 502
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +102,7 @@ class Worker:
         self._sealer = tools.sealer
         self._clock = clock
         self._policy = policy
+        self._most_bytes = tools.events.most_bytes if isinstance(tools.events, BoundedLog) else None
         self._writing = Writing(tools.events, apart_s=0.0 if policy.sole else _APART_S)
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
@@ -273,6 +277,7 @@ class Worker:
         rest = await run.events()
         if rest is None:
             return None
+        rest = self._bounded(rest)
         end = rest[-1]
         if isinstance(end, Failed) and end.retryable and self._may_try_again(record, kept, run):
             await run.write(rest[:-1])
@@ -303,6 +308,17 @@ class Worker:
                 _LOG.warning("an end waits for its store", request=job.request.hex(), reason=str(error))
                 await asyncio.sleep(_AGAIN_S)
         return None if again is None else (again, self._policy.backoff(len(again.errors), None))
+
+    def _bounded(self, rest: list[Event]) -> list[Event]:
+        """Return an attempt's last events; of an answer too long for the log what it used, and that it failed."""
+        if self._most_bytes is None or (size := len(_encode(rest))) <= self._most_bytes:
+            return rest
+        message = (
+            f"the answer has {size} bytes, and the event log takes {self._most_bytes}: ask for less at once"
+        )
+        kept: list[Event] = [event for event in rest if not isinstance(event, Token | Completed)]
+        kept.append(Failed(seq=0, kind="answer_too_long", message=message, status=_BAD_GATEWAY))
+        return [msgspec.structs.replace(event, seq=rest[0].seq + n) for n, event in enumerate(kept)]
 
     def _may_try_again(self, record: RequestRecord, kept: Kept, run: _Run) -> bool:
         if record.attempt >= self._policy.attempts or (run.tokens and not kept.retry_after_tokens):

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from tokenweir.core.events import Event
 from tokenweir.ports.eventlog import LANES, Append
-from tokenweir.stores.gateway.kafka.connection import KafkaServers
+from tokenweir.stores.gateway.kafka.connection import MESSAGE_BYTES, KafkaServers
 from tokenweir.stores.gateway.kafka.reader import AT_HAND, LaneReader
 from tokenweir.stores.gateway.kafka.records import FORGOTTEN, Packing, Piece, piece_of
 from tokenweir.stores.gateway.kafka.writer import LaneWriter
@@ -21,6 +21,9 @@ _RETENTION_MS: Final = 7 * 86_400_000
 _TRUSTED_S: Final = 1.0
 """How long a writer is taken for the request's writer without asking again."""
 _KNOWN: Final = 65_536
+_MOST_BYTES: Final = MESSAGE_BYTES - 65_536
+_JSON_LONGER: Final = 3
+"""How much longer an event may be as JSON than as MessagePack."""
 
 
 class Attempts(Protocol):
@@ -60,6 +63,7 @@ class KafkaEventLog:
         # Up to where this process has written, by lane: its own readers see at least that.
         self._written = [0] * partitions
         self._partitions = partitions
+        self._packing: Packing = packing
         self._trusted: dict[tuple[bytes, int], float] = {}
 
     @contextlib.asynccontextmanager
@@ -76,6 +80,11 @@ class KafkaEventLog:
                 reading = group.create_task(self._reader.run())
                 yield
                 reading.cancel()
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that the events of one append may have as MessagePack: a record holds no more."""
+        return _MOST_BYTES if self._packing == "lane" else _MOST_BYTES // _JSON_LONGER
 
     async def append(self, batch: Sequence[Append]) -> None:
         """Write all durably and wake followers. A seq that is there already is ignored."""
