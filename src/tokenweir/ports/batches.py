@@ -76,8 +76,8 @@ class BatchResealing(Protocol):
         """Return up to ``limit`` states, as (batch, state), that do not begin with ``prefix``."""
         ...
 
-    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Store states in the place of what is there."""
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store states, as (batch, state before, state), where the state is that one still."""
         ...
 
 

@@ -100,3 +100,7 @@ class Resealing(Protocol):
     async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
         """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
         ...
+
+    async def reseal(self, batch: Sequence[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Store (request, body before, body, log) as :meth:`replace` does, where the body is that one still."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from tests.contract.gateway_stores.harness import new_id
 
 from tokenweir.ports.batches import Batches, BatchRecord
@@ -128,11 +129,15 @@ async def states_are_put_in_the_place_of_others(store: Batches) -> None:
         await store.create(record)
     found = dict(await store.unlike(b"new", 99))
     assert {found[record.batch] for record in made} == {b"begun"}
-    await store.replace([(batch, b"new" + state) for batch, state in found.items()])
+    # What a worker has stored meanwhile is not put back.
+    worker = new_id()
+    await store.claim(worker, lease_ns=60_000_000_000, most=99)
+    assert await store.save(msgspec.structs.replace(made[1], state=b"ended"), worker)
+    await store.replace([(batch, state, b"new" + state) for batch, state in found.items()])
     changed = await store.get(made[0].batch)
     assert changed is not None
     assert changed.state == b"newbegun"
-    assert await store.unlike(b"new", 99) == []
+    assert await store.unlike(b"new", 99) == [(made[1].batch, b"ended")]
 
 
 async def a_batch_has_one_worker_at_a_time(store: Batches) -> None:

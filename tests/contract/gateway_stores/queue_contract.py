@@ -26,6 +26,7 @@ from tokenweir.ports.eventlog import Append
 from tokenweir.ports.intake import Conflict, Repeated, Taken
 from tokenweir.ports.queue import Delivery, Job
 from tokenweir.ports.quota import Denied
+from tokenweir.ports.requests import Resealing
 
 Story = Callable[[Stores], Awaitable[None]]
 
@@ -119,6 +120,33 @@ class IntakeContract:
                 for _ in range(20):
                     group.create_task(submit())
             assert len(requests) == 1
+
+        tell(place, story)
+
+    def test_an_accepted_request_keeps_its_reservation_until_it_has_ended(self, place: Place) -> None:
+        async def story(stores: Stores) -> None:
+            day = limit("tokens", "day", 1000)
+            waits = acceptance(reserve(day, lease_ns=1))
+            await stores.intake.accept([waits])
+            if place.clock is not None:
+                place.clock.advance(10)
+            assert list(await stores.quota.expired(10)) == []
+            assert [left.remaining for left in await stores.quota.use([day])] == [900]
+
+        tell(place, story)
+
+    def test_a_body_that_has_changed_is_not_sealed_over(self, place: Place) -> None:
+        async def story(stores: Stores) -> None:
+            assert isinstance(stores.requests, Resealing)
+            stays, erased = (acceptance(reserve(), body=b"{}") for _ in range(2))
+            names = [each.reserve.request for each in (stays, erased)]
+            await stores.intake.accept([stays, erased])
+            before = await stores.requests.unlike(b"new", 9)
+            assert {record.body for record in before if record.request in names} == {b"{}"}
+            await stores.requests.replace([(names[1], b"gone", b"")])
+            await stores.requests.reseal([(record.request, record.body, b"new", b"") for record in before])
+            found = await stores.requests.find(names)
+            assert [found[name].body for name in names] == [b"new", b"gone"]
 
         tell(place, story)
 

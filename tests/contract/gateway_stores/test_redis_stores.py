@@ -204,15 +204,6 @@ def test_what_the_ledger_has_settled_is_settled_where_a_crash_came_between(place
     run(place, story)
 
 
-def test_an_accepted_request_keeps_its_reservation_until_it_has_ended(place: Place) -> None:
-    async def story(stores: Stores) -> None:
-        await stores.intake.accept([acceptance(reserve(DAY, lease_ns=1_000_000))])
-        assert list(await stores.quota.expired(10)) == []
-        assert await left(stores) == 900
-
-    run(place, story)
-
-
 def test_an_acceptance_under_an_epoch_that_has_passed_is_refused(place: Place) -> None:
     async def story(stores: Stores) -> None:
         assert isinstance(stores.quota, RedisQuotaUpkeep)
@@ -248,17 +239,17 @@ def test_jobs_that_the_queue_has_not_confirmed_are_published_by_the_sweeper(plac
     run(place, story)
 
 
-def test_only_claimed_requests_whose_lease_ran_out_are_abandoned(place: Place) -> None:
+def test_requests_that_no_queue_hands_out_are_abandoned_once_their_lease_ran_out(place: Place) -> None:
     async def story(stores: Stores) -> None:
-        waits, lost, works = (acceptance(reserve(lease_ns=1), mode="direct") for _ in range(3))
-        # The queue still has its job, and gives it to somebody else.
-        queued = acceptance(reserve(lease_ns=1))
-        await stores.intake.accept([waits, lost, works, queued])
+        begun, lost, works = (acceptance(reserve(lease_ns=1), mode="direct") for _ in range(3))
+        # The queue still has their jobs, and gives them to somebody else.
+        waits, queued = (acceptance(reserve(lease_ns=1)) for _ in range(2))
+        await stores.intake.accept([begun, waits, lost, works, queued])
         for each in (lost, queued):
             await stores.requests.claim(each.reserve.request, attempt=1, lease_ns=1)
         await stores.requests.claim(works.reserve.request, attempt=1, lease_ns=LEASE_NS)
-        (found,) = await stores.requests.abandoned(10)
-        assert (found.request, found.attempt) == (lost.reserve.request, 1)
+        found = {record.request: record.attempt for record in await stores.requests.abandoned(10)}
+        assert found == {begun.reserve.request: 0, lost.reserve.request: 1}
 
     run(place, story)
 

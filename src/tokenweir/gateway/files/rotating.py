@@ -26,7 +26,7 @@ async def rotate_files(files: FileResealing, batches: BatchResealing, sealer: Se
         done += len(pieces)
     while states := await batches.unlike(sealer.prefix, _STATES):
         await batches.replace(
-            [(batch, sealer.seal(batch, sealer.open(batch, state))) for batch, state in states]
+            [(batch, state, sealer.seal(batch, sealer.open(batch, state))) for batch, state in states]
         )
         done += len(states)
     return done

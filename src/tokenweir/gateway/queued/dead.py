@@ -145,14 +145,17 @@ def _queued(record: RequestRecord) -> Literal["single", "stream"]:
 
 
 async def rotate(resealing: Resealing, sealer: Sealer, *, most: int = 500) -> int:
-    """Seal anew, with the present key, all that is not; returns how many requests that were. Raises SealError."""
+    """Seal anew, with the present key, all that is not; returns how many requests that were. Raises SealError.
+
+    What a gateway changes meanwhile is looked at again: nothing that was erased comes back.
+    """
     done = 0
     while found := await resealing.unlike(sealer.prefix, most):
-        changed: list[tuple[bytes, bytes, bytes]] = []
+        changed: list[tuple[bytes, bytes, bytes, bytes]] = []
         for record in found:
             body = sealer.seal(record.request, sealer.open(record.request, record.body))
             log = sealer.seal(record.request, sealer.open(record.request, record.log)) if record.log else b""
-            changed.append((record.request, body, log))
-        await resealing.replace(changed)
+            changed.append((record.request, record.body, body, log))
+        await resealing.reseal(changed)
         done += len(changed)
     return done

@@ -118,6 +118,10 @@ class Rows:
         for request, body, log in batch:
             self.records[request] = record_of(request, body, log)
 
+    async def reseal(self, batch: Sequence[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        same = [(name, body, log) for name, was, body, log in batch if self.records[name].body == was]
+        await self.replace(same)
+
 
 def record_of(request: bytes, body: bytes, log: bytes) -> RequestRecord:
     return RequestRecord(

@@ -98,11 +98,12 @@ class PostgresqlBatches:
         rows = await self._database.fetch(query, len(prefix), prefix, limit)
         return [(row[0], row[1]) for row in rows]
 
-    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Store states in the place of what is there."""
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store states, as (batch, state before, state), where the state is that one still."""
         query = (
-            "UPDATE gateway_batches b SET state = g.state FROM unnest($1::bytea[], $2::bytea[]) AS g (batch, state)"
-            " WHERE b.batch = g.batch"
+            "UPDATE gateway_batches b SET state = g.state"
+            " FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS g (batch, before, state)"
+            " WHERE b.batch = g.batch AND b.state = g.before"
         )
         columns = zip(*sorted(batch), strict=True)
         await self._database.fetch(query, *(list(column) for column in columns))

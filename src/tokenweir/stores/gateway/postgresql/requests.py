@@ -197,13 +197,15 @@ class PostgresqlRequests:
         return [_record(row) for row in await self._database.fetch(query, limit, older_than_ns)]
 
     async def abandoned(self, limit: int) -> Sequence[RequestRecord]:
-        """Return requests that were claimed and have neither ended nor a lease that stands.
+        """Return requests that have neither ended nor a lease that stands, and no job.
 
         One that was never claimed waits in the queue, which delivers it again if a worker is lost before it claims;
-        so does one whose worker was lost, or which is to be tried again later, for as long as that may take.
+        so does one whose worker was lost, or which is to be tried again later, for as long as that may take. One that
+        is answered directly has no job: whoever took it on was lost before it was claimed, or after.
         """
         query = (
-            f"SELECT {_COLUMNS} FROM gateway_requests WHERE ended_at IS NULL AND attempt > 0"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM gateway_requests WHERE ended_at IS NULL"  # noqa: S608
+            " AND (attempt > 0 OR mode = 'direct')"
             f" AND lease_until <= {NOW} - CASE mode WHEN 'direct' THEN 0 ELSE $2::bigint END"
             " ORDER BY lease_until LIMIT $1"
         )
@@ -224,6 +226,17 @@ class PostgresqlRequests:
             " log = CASE WHEN length(g.log) > 0 THEN g.log ELSE q.log END"
             " FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS g (request, body, log)"
             " WHERE q.request = g.request"
+        )
+        columns = zip(*sorted(batch), strict=True)
+        await self._database.fetch(query, *(list(column) for column in columns))
+
+    async def reseal(self, batch: Sequence[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Store (request, body before, body, log) as :meth:`replace` does, where the body is that one still."""
+        query = (
+            "UPDATE gateway_requests q SET body = g.body,"
+            " log = CASE WHEN length(g.log) > 0 THEN g.log ELSE q.log END"
+            " FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[]) AS g (request, before, body, log)"
+            " WHERE q.request = g.request AND q.body = g.before"
         )
         columns = zip(*sorted(batch), strict=True)
         await self._database.fetch(query, *(list(column) for column in columns))

@@ -127,12 +127,12 @@ class SqliteBatches:
         args = (len(prefix), prefix, limit)
         return await self._database.read(lambda connection: connection.execute(query, args).fetchall())
 
-    async def replace(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
-        """Store states in the place of what is there."""
-        rows = [(state, name) for name, state in batch]
+    async def replace(self, batch: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Store states, as (batch, state before, state), where the state is that one still."""
+        rows = [(state, name, before) for name, before, state in batch]
         await self._database.write(
             lambda connection: connection.executemany(
-                "UPDATE gateway_batches SET state = ? WHERE batch = ?", rows
+                "UPDATE gateway_batches SET state = ? WHERE batch = ? AND state = ?", rows
             ),
             durable=True,
         )

@@ -35,6 +35,7 @@ _CLAIM: Final = (
     " WHERE request = ?3 AND attempt = ?1 - 1 AND ended_at IS NULL"
     f" RETURNING {_COLUMNS}"
 )
+_REPLACE: Final = "UPDATE gateway_requests SET body = ?, log = CASE WHEN length(?) > 0 THEN ? ELSE log END"
 
 
 class SqliteIntake:
@@ -213,11 +214,14 @@ class SqliteRequests:
         """Store (request, body, log) for requests; an empty log leaves the stored one as it is."""
         rows = [(body, log, log, request) for request, body, log in batch]
         await self._database.write(
-            lambda connection: connection.executemany(
-                "UPDATE gateway_requests SET body = ?, log = CASE WHEN length(?) > 0 THEN ? ELSE log END"
-                " WHERE request = ?",
-                rows,
-            ),
+            lambda connection: connection.executemany(f"{_REPLACE} WHERE request = ?", rows), durable=True
+        )
+
+    async def reseal(self, batch: Sequence[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Store (request, body before, body, log) as :meth:`replace` does, where the body is that one still."""
+        rows = [(body, log, log, request, before) for request, before, body, log in batch]
+        await self._database.write(
+            lambda connection: connection.executemany(f"{_REPLACE} WHERE request = ? AND body = ?", rows),
             durable=True,
         )
 
