@@ -224,6 +224,19 @@ def test_embeddings_have_length_one(client: openai.OpenAI) -> None:
     assert plain.data[0].embedding == pytest.approx(found.data[0].embedding, abs=1e-5)
 
 
+@pytest.mark.parametrize("body", [{}, {"model": "tiny"}, {"input": None}])
+def test_an_embedding_without_input_says_so(server: Served, body: dict[str, object]) -> None:
+    status, told = server.post("/v1/embeddings", body)
+    assert status == 400
+    assert told["error"] == {
+        "message": "'input' is missing; send a text, or a list of 1 to 2048",
+        "type": "invalid_request_error",
+        "param": "input",
+        "code": "missing_required_parameter",
+        "mend": "send a text, or a list of 1 to 2048",
+    }
+
+
 def test_a_prompt_s_second_visit_is_cached(client: openai.OpenAI) -> None:
     messages: list[ChatCompletionMessageParam] = [
         {"role": "user", "content": "the river measures its own flow " * 20}

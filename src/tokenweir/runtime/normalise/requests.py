@@ -259,6 +259,13 @@ def _token_ids(value: Json) -> bool:
 
 def _embedding(values: Values, model: str) -> Ask:
     given = values.raw("input")
+    if given is None:
+        raise ParameterError(
+            "'input' is missing",
+            param="input",
+            reason="missing_required_parameter",
+            mend=f"send a text, or a list of 1 to {MAX_INPUTS}",
+        )
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not 0 < len(texts) <= MAX_INPUTS:
         raise values.wrong("input", f"a text, or a list of 1 to {MAX_INPUTS}")
