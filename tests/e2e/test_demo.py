@@ -27,8 +27,14 @@ def processes_that_mention(text: str) -> list[str]:
 @pytest.mark.timeout(180)
 def test_it_measures_compares_refuses_and_says_where_the_reports_are(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    ended = weir("demo", "--quick", "--out", str(out))
+    # What the user's own model server is to be like is not for the demo's.
+    settings = (
+        '[runtime]\nhost = "0.0.0.0"\napi_key = "file:absent"\n[runtime.tls]\ncertificate = "a"\nkey = "b"\n'
+    )
+    (tmp_path / "weir.toml").write_text(settings, encoding="utf-8")
+    ended = weir("demo", "--quick", "--out", str(out), cwd=tmp_path)
     assert ended.code == 0, ended.err
+    assert "no real model server" not in ended.out
     records = {path.parent.name: json.loads(path.read_text()) for path in out.rglob("run.json")}
     assert set(records) == {"sweep", "real", "before", "after"}
     assert [load["arrival"] for load in records["sweep"]["loads"]] == ["concurrency=1", "concurrency=4"]

@@ -88,7 +88,9 @@ class Demo:
         simulated = Endpoint(name="simulator", url=simulator.url, model="sim", backend="sim")
         try:
             with teller.busy("starting weir runtime on the model that ships"):
-                server = servers.enter_context(RuntimeProcess(_model(), self._log("runtime.log")))
+                server = servers.enter_context(
+                    RuntimeProcess(_model(), self._log("runtime.log"), flags=self._own_settings())
+                )
         except (MissingExtraError, ResourceError) as error:
             teller.warn(f"no real model server: {error}")
             second = servers.enter_context(SimProcess(**_BEFORE))
@@ -207,6 +209,12 @@ class Demo:
                 f"unattributed: the server does not say its {' and '.join(unknown)}, and none was stated",
                 style="dim",
             )
+
+    def _own_settings(self) -> tuple[str, ...]:
+        """Return the flags of a server that is the demo's own: the user's may have TLS, a key, or another address."""
+        path = self._log("runtime.toml")
+        path.write_text("# The demo's model server has no settings but the defaults.\n", encoding="utf-8")
+        return "--config", str(path.resolve())
 
     def _log(self, name: str) -> Path:
         directory = self._options.out / "logs"
