@@ -13,7 +13,7 @@ from tests.contract.mlx.decoding import GREEDY, LIMITS, Answer, asked, decoder_o
 from tests.factories.language_models import edit_json, random_llama
 from tests.factories.reference_llama import ReferenceLlama
 
-from tokenweir.ports.inference import Decoder, Decoding, LoadedModel, Prefilled, StepLimits
+from tokenweir.ports.inference import Decoder, Decoding, Drawn, LoadedModel, Prefilled, StepLimits
 
 SAMPLED = Decoding(max_tokens=24, temperature=0.9)
 
@@ -65,6 +65,22 @@ def test_sequences_that_join_and_leave_midway_do_not_change_the_others(decoder: 
 def test_both_lanes_write_the_same_greedy_answer(decoder: Decoder) -> None:
     for prompt in prompts(2, seed=11):
         assert one(decoder, prompt, lane="exclusive").tokens == one(decoder, prompt).tokens
+
+
+@pytest.mark.parametrize(("tokens", "together"), [(12, [20]), (40, [8, 8, 4])])
+def test_prompts_that_make_one_piece_are_read_at_once_and_longer_ones_by_eights(
+    decoder: Decoder, tokens: int, together: list[int]
+) -> None:
+    decoder.insert(
+        [asked(number, each) for number, each in enumerate(prompts(20, seed=12, least=tokens, most=tokens))]
+    )
+    answered: set[int] = set()
+    read: list[int] = []
+    while len(answered) < 20:
+        events = decoder.step(LIMITS)
+        answered |= {event.sequence for event in events if isinstance(event, Drawn) and event.finish}
+        read.append(sum(isinstance(event, Prefilled) for event in events))
+    assert [count for count in read if count] == together
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_answer(decoder: Decoder) -> None:

@@ -12,12 +12,14 @@ THREADS = """
 from tokenweir.runtime.engines.mlx import blas_threads
 
 library = blas_threads._library()
-print(library and library.threads(), blas_threads.leave_cores(), library and library.threads())
+first = library and library.threads()
+found = blas_threads.leave_cores()
+print(first, found.threads, library and library.threads(), found.hands)
 """
 
 
-def threads(**variables: str) -> tuple[int, int, int]:
-    """Return the threads at first, those that are told, and those afterwards, in a process of its own."""
+def threads(**variables: str) -> tuple[int, int, int, int]:
+    """Return the threads at first, those that are told, those afterwards, and ours, in a process of its own."""
     # The tests' own processes are told by such a variable to leave cores to one another.
     ours = {
         name: value
@@ -29,15 +31,17 @@ def threads(**variables: str) -> tuple[int, int, int]:
     ).stdout.split()
     if found[0] == "None":
         pytest.skip("NumPy does not come from a wheel")
-    first, told, last = map(int, found)
-    return first, told, last
+    first, told, last, hands = map(int, found)
+    return first, told, last, hands
 
 
-def test_half_of_the_threads_multiply() -> None:
-    first, told, last = threads()
+def test_half_of_the_threads_multiply_and_where_one_is_left_two_of_ours_share_the_work() -> None:
+    first, told, last, hands = threads()
     assert told == last == max(1, first // 2)
+    assert hands == (2 if first in {2, 3} else 1)
 
 
 @pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
-def test_the_user_may_say_how_many_multiply(variable: str) -> None:
-    assert threads(**{variable: "2"}) == (2, 2, 2)
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_user_may_say_how_many_multiply(variable: str, count: int) -> None:
+    assert threads(**{variable: str(count)}) == (count, count, count, 1)

@@ -8,10 +8,13 @@ import pytest
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: needs the extra 'runtime'")
 
 import mlx.core as mx
+import numpy as np
 
 from tokenweir.runtime.engines.mlx import framework
 from tokenweir.runtime.engines.mlx.arrays import evaluate
 from tokenweir.runtime.engines.mlx.cpu_model import CpuModel, fastest
+from tokenweir.runtime.engines.mlx.cpu_weights import Linear, read
+from tokenweir.runtime.engines.mlx.hands import Hands
 
 generate: Any = importlib.import_module("mlx_lm.generate")
 
@@ -91,6 +94,42 @@ def test_a_batch_draws_the_tokens_that_the_package_s_own_model_draws(kind: str, 
     assert [len(tokens) for tokens in found] == LENGTHS
     assert found == expected
     assert len({token for tokens in found for token in tokens}) > 10
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_two_threads_draw_the_tokens_that_the_package_s_own_model_draws(in_pieces: bool) -> None:  # noqa: FBT001
+    model = build(model_type="llama", vocab_size=96)
+    found: list[list[list[int]]] = []
+    lengths = [40 - row for row in range(33)]
+    weights = read(model, in_pieces=in_pieces)
+    assert weights is not None
+    for forward in (model, CpuModel(model, weights, Hands(2))):
+        generator = generate.BatchGenerator(forward, completion_batch_size=40, prefill_batch_size=40)
+        prompts = [[(7 * row + place) % 96 for place in range(row % 9 + 1)] for row in range(33)]
+        generator.insert(prompts, max_tokens=lengths)
+        tokens: dict[int, list[int]] = {}
+        while sum(map(len, tokens.values())) < sum(lengths):
+            for response in generator.next()[1]:
+                tokens.setdefault(response.uid, []).append(response.token)
+        found.append([tokens[uid] for uid in sorted(tokens)])
+    assert found[0] == found[1]
+    assert [len(each) for each in found[1]] == lengths
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 19, 32, 40, 300])
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 192), (1024, 64), (5000, 32), (48, 97)])
+def test_a_product_in_pieces_is_the_product(rows: int, inputs: int, outputs: int) -> None:
+    draw = np.random.default_rng(5)
+    matrix, bias, given = (
+        draw.standard_normal(shape, dtype=np.float32)
+        for shape in ((outputs, inputs), outputs, (rows, inputs))
+    )
+    expected = given.astype(np.float64) @ matrix.T.astype(np.float64) + bias
+    linear = Linear(matrix, bias, in_pieces=True)
+    out = np.empty((rows, outputs), np.float32)
+    assert linear(given, out=out) is out
+    for found in (linear(given), out):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KNOWN)

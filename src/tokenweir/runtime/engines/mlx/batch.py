@@ -21,7 +21,7 @@ from tokenweir.runtime.engines.mlx.rows import Finish, Row, broken
 from tokenweir.runtime.engines.mlx.sampling import likeliest, sampler
 
 PREFILL_BATCH: Final = 8
-"""Prompts that are read together."""
+"""Prompts that are read together; more where all of them are short: each time that some join copies all caches."""
 
 RUN_AHEAD: Final = 8
 """Tokens that a held sequence is ahead of its reader before it leaves the batch."""
@@ -96,11 +96,16 @@ class BatchLane:
             self._unpark(limits.held)
         if not self._waiting:
             return
-        room = min(
-            max(1, limits.batch) - len(self._uids), PREFILL_BATCH - len(self._reading), len(self._waiting)
-        )
-        for _ in range(room):
+        for _ in range(min(max(1, limits.batch) - len(self._uids), len(self._waiting))):
+            if len(self._reading) >= PREFILL_BATCH and not self._fits(limits.prefill_tokens):
+                break
             self._join(self._waiting.popleft())
+        self._generator.prefill_batch_size = max(PREFILL_BATCH, len(self._reading))
+
+    def _fits(self, tokens: int) -> bool:
+        """Return whether the next prompt and those being read are so short that one piece holds them all."""
+        lengths = [len(self._waiting[0].prompt), *(len(self._uids[uid].prompt) for uid in self._reading)]
+        return max(lengths) * len(lengths) <= tokens
 
     def _advance(self, limits: StepLimits, events: list[StepEvent]) -> None:
         generator = self._generator

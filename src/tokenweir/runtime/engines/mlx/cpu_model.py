@@ -7,6 +7,7 @@ operations that are handed to another thread one by one, and its exponential fun
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -14,14 +15,19 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenweir.runtime.engines.mlx import framework
+from tokenweir.runtime.engines.mlx import framework, hands
 from tokenweir.runtime.engines.mlx.arrays import evaluate, from_numpy
 from tokenweir.runtime.engines.mlx.blas_threads import leave_cores
 from tokenweir.runtime.engines.mlx.cpu_weights import Floats, Layer, Weights, read, view
 from tokenweir.runtime.engines.mlx.framework import Cache, Forward, Model
+from tokenweir.runtime.engines.mlx.hands import Hands
 
 _STEP: Final = 256
-"""Places by which a cache grows."""
+_SHORT_STEP: Final = 64
+"""Places by which a cache grows; a short one by less, for it is copied whole when a sequence joins or leaves."""
+
+_SHARE: Final = 12
+"""Tokens that are worth a hand's while."""
 
 _NEVER: Final = np.float32(-1e30)
 """What is added to a score that must not count."""
@@ -51,6 +57,23 @@ class _Places(NamedTuple):
     sines: Floats
     hidden: Floats | None
 
+    def of(self, first: int, end: int) -> _Places:
+        """Return those of the sequences from ``first`` to before ``end``."""
+        tokens = slice(first * self.width, end * self.width)
+        hidden = None if self.hidden is None else self.hidden[first:end]
+        return self._replace(
+            rows=end - first, cosines=self.cosines[tokens], sines=self.sines[tokens], hidden=hidden
+        )
+
+
+class _Share(NamedTuple):
+    """Some sequences of a step: their tokens, keys and values by layer, and where their logits go, if anywhere."""
+
+    tokens: NDArray[Any]
+    memory: list[tuple[Floats, Floats]]
+    places: _Places
+    logits: Floats | None
+
 
 class CpuModel:
     """A model for a batch, whose caches are MLX LM's own.
@@ -58,9 +81,10 @@ class CpuModel:
     Of several tokens by row it returns no logits: a batch reads prompts for their cache alone.
     """
 
-    def __init__(self, model: Model, weights: Weights) -> None:
+    def __init__(self, model: Model, weights: Weights, team: Hands) -> None:
         self._model = model
         self._weights = weights
+        self._hands = team
         self._held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
         self._turns: Floats = np.empty((0, weights.head_width), np.float32)
 
@@ -73,30 +97,47 @@ class CpuModel:
         """Return the logits of the next token by row, and note the tokens in the cache, a batch's."""
         caches = cast("Sequence[Any]", cache or [])
         tokens = view(inputs)
-        with np.errstate(over="ignore"):
-            places = self._places(tokens, caches[0])
-            if places.width > 1:
-                self._computed(tokens, caches, places)
-                logits = mx.zeros((places.rows, 0, self._weights.head.matrix.shape[1]))
-            else:
-                rows = self._computed(tokens, caches, places)
-                logits = from_numpy(self._weights.head(self._weights.norm(rows))[:, None, :])
+        places = self._places(tokens, caches[0])
+        memory = [self._memory(each, places) for each in caches]
+        words = self._weights.head.matrix.shape[0]
+        logits = None if places.width > 1 else np.empty((places.rows, 1, words), np.float32)
+        self._hands.work(self._compute, self._shares(_Share(tokens, memory, places, logits)))
         for each in caches:
             each._idx += places.width  # noqa: SLF001 - a cache has no other way to be told
             each.offset = from_numpy(view(each.offset) + np.int32(places.width))
-        return logits
+        return mx.zeros((places.rows, 0, words)) if logits is None else from_numpy(logits)
 
-    def _computed(self, tokens: NDArray[Any], caches: Sequence[Any], places: _Places) -> Floats:
-        """Return what the layers make of the tokens; of several by row, only the caches are whole."""
-        rows: Floats = self._weights.embedding[tokens.reshape(-1)]
-        for cache, layer in zip(caches, self._weights.layers, strict=True):
-            keys, values = self._memory(cache, places)
-            queries = self._attend_to(layer, rows, keys, values, places)
-            if layer is self._weights.layers[-1] and places.width > 1:
-                break
-            rows = rows + layer.output(self._attention(queries, keys, values, places))
-            rows += _feed_forward(layer, layer.before_feed_forward(rows))
-        return rows
+    def _shares(self, whole: _Share) -> list[_Share]:
+        """Return a share for each hand, where there is enough to do."""
+        rows = whole.places.rows
+        count = max(1, min(self._hands.count, rows * whole.places.width // _SHARE, rows))
+        if count == 1:
+            return [whole]
+        borders = [rows * part // count for part in range(count + 1)]
+        return [
+            _Share(
+                whole.tokens[first:end],
+                [(keys[first:end], values[first:end]) for keys, values in whole.memory],
+                whole.places.of(first, end),
+                None if whole.logits is None else whole.logits[first:end],
+            )
+            for first, end in pairwise(borders)
+        ]
+
+    def _compute(self, share: _Share) -> None:
+        """Write logits; of several tokens by row, only the caches are whole."""
+        of = self._weights
+        places = share.places
+        with np.errstate(over="ignore"):
+            rows: Floats = of.embedding[share.tokens.reshape(-1)]
+            for (keys, values), layer in zip(share.memory, of.layers, strict=True):
+                queries = self._attend_to(layer, rows, keys, values, places)
+                if layer is of.layers[-1] and places.width > 1:
+                    break
+                rows = rows + layer.output(self._attention(queries, keys, values, places))
+                rows += _feed_forward(layer, layer.before_feed_forward(rows))
+            if share.logits is not None:
+                of.head(of.norm(rows), out=share.logits[:, 0])
 
     def _places(self, tokens: NDArray[Any], cache: Any) -> _Places:  # noqa: ANN401 - MLX LM's
         rows, width = tokens.shape
@@ -136,7 +177,8 @@ class CpuModel:
         return held.keys[:, :, :end], held.values[:, :, :end]
 
     def _grown(self, array: mx.array | None, places: _Places, end: int) -> mx.array:
-        shape = (places.rows, self._weights.kv_heads, -(-end // _STEP) * _STEP, self._weights.head_width)
+        step = _STEP if end > _STEP else _SHORT_STEP
+        shape = (places.rows, self._weights.kv_heads, -(-end // step) * step, self._weights.head_width)
         grown = mx.zeros(shape)
         if array is not None and places.start:
             view(grown)[:, :, : places.start] = view(array)[:, :, : places.start]
@@ -186,11 +228,11 @@ def fastest(model: Model) -> Forward:
     """
     if mx.default_device() != mx.Device(mx.cpu):
         return model
-    weights = read(model)
+    multiplying = leave_cores()
+    weights = read(model, in_pieces=multiplying.in_pieces)
     if weights is None:
         return model
-    leave_cores()
-    ours = CpuModel(model, weights)
+    ours = CpuModel(model, weights, hands.shared(multiplying.hands))
     return ours if _agree(model, ours) else model
 
 

@@ -1,10 +1,8 @@
-"""A language model's weights as NumPy sees them: the same memory, and the same numbers.
-
-Matrices are laid out by column first, which is how a BLAS reads them fastest when few rows are multiplied.
-"""
+"""A language model's weights as NumPy sees them: the same memory, and the same numbers."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -13,10 +11,15 @@ import numpy as np
 from mlx import nn
 from numpy.typing import NDArray
 
-from tokenweir.runtime.engines.mlx.arrays import evaluate, named_arrays
+from tokenweir.runtime.engines.mlx.arrays import named_arrays
 from tokenweir.runtime.engines.mlx.framework import Model
 
 Floats: TypeAlias = NDArray[np.float32]
+
+_PIECES: Final = (64, 32, 16)
+_MOST_RESULTS: Final = 1200
+_MOST_PRODUCTS: Final = 1_000_000
+"""Up to here OpenBLAS takes a product for a small one."""
 
 _MODULES: Final = {f"mlx_lm.models.{name}" for name in ("llama", "qwen2", "qwen3")}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj", "rope"}
@@ -27,17 +30,39 @@ _BODY: Final = {"embed_tokens", "layers", "norm"}
 
 
 class Linear(NamedTuple):
-    """A matrix of inputs by outputs, and what is added."""
+    """A matrix of outputs by inputs, and what is added.
+
+    ``in_pieces`` says that a BLAS multiplies a few rows of it at a time without copying them first.
+    """
 
     matrix: Floats
     bias: Floats | None
+    in_pieces: bool
 
     def __call__(self, rows: Floats, out: Floats | None = None) -> Floats:
         """Return the product with each row."""
-        found = np.matmul(rows, self.matrix, out=out)
+        outputs, inputs = self.matrix.shape
+        piece = _piece(len(rows), inputs, outputs) if self.in_pieces else None
+        if piece is None:
+            found = np.matmul(rows, self.matrix.T, out=out)
+        else:
+            found = np.empty((len(rows), outputs), np.float32) if out is None else out
+            pieces = self.matrix.reshape(-1, piece, inputs).swapaxes(1, 2)
+            np.matmul(rows, pieces, out=found.reshape(len(rows), -1, piece).swapaxes(0, 1))
         if self.bias is not None:
             found += self.bias
         return found
+
+
+@functools.lru_cache(1024)
+def _piece(rows: int, inputs: int, outputs: int) -> int | None:
+    """Return how many outputs to compute at a time for that many rows; ``None`` for all of them."""
+    if rows == 1:
+        return None
+    for piece in _PIECES:
+        if outputs % piece == 0 and rows * piece <= _MOST_RESULTS and rows * piece * inputs <= _MOST_PRODUCTS:
+            return piece
+    return None
 
 
 class Norm(NamedTuple):
@@ -87,24 +112,26 @@ class Weights(NamedTuple):
     rotation: Callable[[mx.array], mx.array]
 
 
-def read(model: Model) -> Weights | None:
+def read(model: Model, *, in_pieces: bool) -> Weights | None:
     """Return the weights of a model of a known build, in 32-bit floats; ``None`` for any other.
 
-    The model goes on to use them where they are then.
+    The model goes on to use them where they are. ``in_pieces`` is how they are multiplied (:class:`Linear`).
     """
     if not _is_known(model):
         return None
     whole: Any = model
     body = whole.model
     first = body.layers[0].self_attn
-    head = (
-        _linear(whole.lm_head) if "lm_head" in whole else Linear(view(body.embed_tokens.weight).T, bias=None)
-    )
+    embedding = view(body.embed_tokens.weight)
     return Weights(
-        embedding=view(body.embed_tokens.weight),
-        layers=tuple(_layer(layer) for layer in body.layers),
+        embedding=embedding,
+        layers=tuple(_layer(layer, in_pieces=in_pieces) for layer in body.layers),
         norm=_norm(body.norm),
-        head=head,
+        head=(
+            _linear(whole.lm_head, in_pieces=in_pieces)
+            if "lm_head" in whole
+            else Linear(embedding, None, in_pieces)
+        ),
         heads=first.n_heads,
         kv_heads=first.n_kv_heads,
         head_width=first.k_proj.weight.shape[0] // first.n_kv_heads,
@@ -152,29 +179,27 @@ def _are_linear(parts: Any, names: set[str]) -> bool:  # noqa: ANN401 - a module
     return all(type(parts[name]) is nn.Linear for name in names)
 
 
-def _layer(layer: Any) -> Layer:  # noqa: ANN401 - a module of MLX
+def _layer(layer: Any, *, in_pieces: bool) -> Layer:  # noqa: ANN401 - a module of MLX
     attention, feed_forward = layer.self_attn, layer.mlp
+    linear = functools.partial(_linear, in_pieces=in_pieces)
     return Layer(
         before_attention=_norm(layer.input_layernorm),
-        queries=_linear(attention.q_proj),
-        keys=_linear(attention.k_proj),
-        values=_linear(attention.v_proj),
+        queries=linear(attention.q_proj),
+        keys=linear(attention.k_proj),
+        values=linear(attention.v_proj),
         query_norm=_norm(attention.q_norm) if "q_norm" in attention else None,
         key_norm=_norm(attention.k_norm) if "k_norm" in attention else None,
-        output=_linear(attention.o_proj),
+        output=linear(attention.o_proj),
         before_feed_forward=_norm(layer.post_attention_layernorm),
-        gate=_linear(feed_forward.gate_proj),
-        up=_linear(feed_forward.up_proj),
-        down=_linear(feed_forward.down_proj),
+        gate=linear(feed_forward.gate_proj),
+        up=linear(feed_forward.up_proj),
+        down=linear(feed_forward.down_proj),
     )
 
 
-def _linear(linear: Any) -> Linear:  # noqa: ANN401 - a module of MLX
-    by_column = mx.contiguous(linear.weight.T)
-    evaluate(by_column)
-    linear.weight = by_column.T
-    evaluate(linear.weight)
-    return Linear(view(by_column), view(linear.bias) if "bias" in linear else None)
+def _linear(linear: Any, *, in_pieces: bool) -> Linear:  # noqa: ANN401 - a module of MLX
+    linear.weight = mx.contiguous(linear.weight)
+    return Linear(view(linear.weight), view(linear.bias) if "bias" in linear else None, in_pieces)
 
 
 def _norm(norm: Any) -> Norm:  # noqa: ANN401 - a module of MLX
