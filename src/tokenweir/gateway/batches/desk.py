@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -15,6 +15,7 @@ from tokenweir.core.ids import parse_id
 from tokenweir.core.requests import Json
 from tokenweir.gateway.batches.lines import ENDPOINTS
 from tokenweir.gateway.batches.state import BatchState, open_state, seal, shown
+from tokenweir.gateway.direct.body import fields_of
 from tokenweir.gateway.files.cabinet import BATCH_EXPIRES_NS, Cabinet
 from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.gateway.responses.asked import check_metadata, convert
@@ -149,16 +150,7 @@ def _same(kept: BatchRecord, digest: bytes) -> BatchRecord:
 
 def _read(raw: bytes) -> tuple[dict[str, Json], _Asked]:
     """Return the fields of a body, and what they say. Raises ParameterError."""
-    try:
-        fields = cast("Json", msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParameterError(
-            f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
-        ) from error
-    if not isinstance(fields, dict):
-        raise ParameterError(
-            "the body is no JSON object", param="body", reason="invalid_json", mend="send an object"
-        )
+    fields = fields_of(raw)
     known = _Asked.__struct_fields__
     foreign = [name for name in fields if name not in known]
     if foreign:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from tokenweir.core.errors import ParameterError
+from tokenweir.core.requests import Json
 
 _NOTHING: Final = msgspec.Raw()
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a body that is no JSON."""
 _ASK_USAGE: Final = b'{"stream_options":{"include_usage":true},'
 
 
@@ -61,6 +64,26 @@ class RequestBody(msgspec.Struct):
 _decoder = msgspec.json.Decoder(RequestBody)
 
 
+def no_json(error: Exception) -> ParameterError:
+    """Return how a body is refused that cannot be decoded."""
+    return ParameterError(
+        f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
+    )
+
+
+def fields_of(body: bytes) -> dict[str, Json]:
+    """Return the fields of a body. Raises ParameterError for one that is no JSON object."""
+    try:
+        fields: object = msgspec.json.decode(body)
+    except UNDECODABLE as error:
+        raise no_json(error) from error
+    if not isinstance(fields, dict):
+        raise ParameterError(
+            "the body is no JSON object", param="body", reason="invalid_json", mend="send a JSON object"
+        )
+    return cast("dict[str, Json]", fields)
+
+
 def read(body: bytes) -> RequestBody:
     """Read a body. Raises ParameterError naming the field that cannot be used."""
     try:
@@ -81,10 +104,8 @@ def read(body: bytes) -> RequestBody:
             reason="invalid_type",
             mend="see the OpenAI interface for this field's type",
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParameterError(
-            f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
-        ) from error
+    except UNDECODABLE as error:
+        raise no_json(error) from error
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n"):
         value = getattr(read, name)
         if value is not None and value < 1:

@@ -13,6 +13,7 @@ from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.ids import format_id
 from tokenweir.gateway.administration import Administration
+from tokenweir.gateway.direct.body import UNDECODABLE, no_json
 from tokenweir.gateway.doors import admin_schemas as said
 from tokenweir.gateway.doors.door import Door
 from tokenweir.gateway.doors.queries import query
@@ -37,10 +38,8 @@ async def body_of(door: Door, call: Call, kind: type[T]) -> T:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
         raise _unusable(error, "body") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParameterError(
-            f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
-        ) from error
+    except UNDECODABLE as error:
+        raise no_json(error) from error
 
 
 def query_of(call: Call, kind: type[T]) -> T:

@@ -8,6 +8,7 @@ from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError
 from tokenweir.gateway.batches.desk import Desk
 from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.headers import REPLAYED
 from tokenweir.gateway.doors.queries import page, page_after, page_limit, query
 from tokenweir.gateway.queued.accepting import idempotency_key
 
@@ -28,7 +29,7 @@ async def create(door: Door, call: Call) -> None:
     raw = await door.body(call)
     key = idempotency_key(call.header(b"idempotency-key"))
     told, repeated = await desk.create(caller, raw, RequestId(call.number).raw, idempotency=key)
-    await call.answer_json(told, headers=[(b"idempotent-replayed", b"true")] if repeated else [])
+    await call.answer_json(told, headers=[REPLAYED] if repeated else [])
 
 
 async def listed(door: Door, call: Call) -> None:

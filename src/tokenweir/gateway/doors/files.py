@@ -8,6 +8,7 @@ from typing import Final, cast, get_args
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, ParameterError, WeirError
 from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.headers import REPLAYED
 from tokenweir.gateway.doors.queries import newest_first, page, page_after, page_limit, query, whole_number
 from tokenweir.gateway.files.cabinet import BATCH_EXPIRES_NS, Cabinet, FileFacts, file_id, shown
 from tokenweir.gateway.files.forms import Form, FormReader, boundary_of
@@ -49,7 +50,7 @@ async def create(door: Door, call: Call) -> None:
     finally:
         if not whole:
             await writing.discard()
-    headers = [(b"idempotent-replayed", b"true")] if repeated else []
+    headers = [REPLAYED] if repeated else []
     await call.answer_json(shown(record), headers=headers)
 
 

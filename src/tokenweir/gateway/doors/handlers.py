@@ -11,6 +11,7 @@ from tokenweir.gateway.direct.relay import Sink
 from tokenweir.gateway.doors import processed, repeatable
 from tokenweir.gateway.doors.brownout_metrics import state_of
 from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.headers import degraded
 from tokenweir.gateway.doors.metrics import CONTENT_TYPE
 
 _MODELS: Final = "/v1/models/"
@@ -67,7 +68,7 @@ async def direct(door: Door, call: Call) -> None:
         await repeatable.answer(door, call, caller, raw, lessened)
         return
     request = RequestId(call.number)
-    sink: Sink = CallSink(call, repeatable.degraded(lessened.what))
+    sink: Sink = CallSink(call, degraded(lessened.what))
     if passed is not None:
         sink = passed.asked.around(sink, degraded=bool(lessened.what))
     door.in_flight += 1

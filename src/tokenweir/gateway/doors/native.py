@@ -11,6 +11,7 @@ from tokenweir.core.errors import NotFoundError, ParameterError
 from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
+from tokenweir.gateway.doors.headers import REPLAYED, degraded
 from tokenweir.gateway.doors.queries import page_limit, query
 from tokenweir.gateway.queued.accepting import idempotency_key, native
 from tokenweir.gateway.queued.kept import request_id
@@ -54,12 +55,11 @@ async def take(
         "events_url": f"/v1/requests/{name}/events",
     }
     if isinstance(taken, Repeated):
-        return told, [(b"idempotent-replayed", b"true")]
+        return told, [REPLAYED]
     headers = rate_headers(taken.headroom, door.clock.wall_ns())
     if wish.kept.degraded:
         told["degraded"] = list(wish.kept.degraded)
-        headers.append((b"x-weir-degraded", ", ".join(wish.kept.degraded).encode()))
-    return told, headers
+    return told, headers + degraded(wish.kept.degraded)
 
 
 async def status(door: Door, call: Call) -> None:

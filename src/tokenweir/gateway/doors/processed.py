@@ -8,9 +8,10 @@ import msgspec
 
 from tokenweir.asgi.call import Call
 from tokenweir.core.requests import Json
+from tokenweir.gateway.direct.body import fields_of
 from tokenweir.gateway.direct.relay import Headers, Sink, rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
-from tokenweir.gateway.pipeline.line import Asked, Line, fields_of
+from tokenweir.gateway.pipeline.line import Asked, Line
 from tokenweir.gateway.pipeline.processor import Ask, Ready
 from tokenweir.gateway.queued.accepting import Wish
 from tokenweir.ports.access import Caller
@@ -27,7 +28,7 @@ class Passed(msgspec.Struct, frozen=True, kw_only=True):
 
 async def direct(line: Line, call: Call, caller: Caller, raw: bytes, *, relayed: bool) -> Passed:
     """Pass a direct request through the pipeline. Raises what a processor refuses it with."""
-    fields = cast("dict[str, Json]", fields_of(raw))
+    fields = fields_of(raw)
     streamed = bool(fields.get("stream")) and not call.path.endswith("/embeddings")
     ask = _ask(caller, call.path, RequestId(call.number), fields)
     return await _pass(line, msgspec.structs.replace(ask, relayed=relayed, streamed=streamed), raw)
@@ -62,9 +63,9 @@ async def shaped(door: Door, caller: Caller, request: bytes, wish: Wish) -> Wish
     kept = wish.kept
     before = raw = bytes(kept.body)
     if door.line is not None:
-        told = cast("dict[str, Json]", fields_of(bytes(kept.said))) if bytes(kept.said) else {}
+        told = fields_of(bytes(kept.said)) if bytes(kept.said) else {}
         number = RequestId(int.from_bytes(request, "big"))
-        ask = _ask(caller, kept.path, number, cast("dict[str, Json]", fields_of(raw)))
+        ask = _ask(caller, kept.path, number, fields_of(raw))
         ask = msgspec.structs.replace(ask, relayed=False, streamed=wish.mode == "stream", told=told)
         passed = await _pass(door.line, ask, raw)
         raw = passed.raw

@@ -20,6 +20,7 @@ from tokenweir.gateway.direct.body import read
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.events_stream import Watched
+from tokenweir.gateway.doors.headers import REPLAYED, degraded
 from tokenweir.gateway.doors.native import queued
 from tokenweir.gateway.queued.accepting import Wish, idempotency_key
 from tokenweir.gateway.queued.answers import Chunks, whole
@@ -44,7 +45,7 @@ async def answer(door: Door, call: Call, caller: Caller, raw: bytes, lessened: L
     path = queued(door)
     wish = _wish(call, caller, raw, lessened)
     taken = await path.accepting.accept(caller, RequestId(call.number).raw, wish)
-    headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")]
+    headers: list[tuple[bytes, bytes]] = [REPLAYED]
     if not isinstance(taken, Repeated):
         headers = rate_headers(taken.headroom, door.clock.wall_ns())
     record = await path.begin(taken.request)
@@ -56,11 +57,6 @@ async def answer(door: Door, call: Call, caller: Caller, raw: bytes, lessened: L
             await watched.run(_whole(door, call, record, headers))
     if watched.gone and not wish.idempotency:
         await path.cancelling.cancel(record)
-
-
-def degraded(what: Sequence[str]) -> list[tuple[bytes, bytes]]:
-    """Return the header that tells what was taken from a request, where something was."""
-    return [(b"x-weir-degraded", ", ".join(what).encode())] if what else []
 
 
 def _wish(call: Call, caller: Caller, raw: bytes, lessened: Lessened) -> Wish:

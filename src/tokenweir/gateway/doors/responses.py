@@ -14,9 +14,9 @@ from tokenweir.core.requests import Json
 from tokenweir.gateway.direct.relay import rate_headers
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.events_stream import Watched, seq
+from tokenweir.gateway.doors.headers import REPLAYED, degraded
 from tokenweir.gateway.doors.native import queued
 from tokenweir.gateway.doors.queries import newest_first, page, page_limit, query
-from tokenweir.gateway.doors.repeatable import degraded
 from tokenweir.gateway.queued.accepting import idempotency_key
 from tokenweir.gateway.queued.reading import Reading, all_events
 from tokenweir.gateway.responses.asked import read_asked
@@ -49,7 +49,7 @@ async def create(door: Door, call: Call) -> None:
         door.streams.room()
     taken = await path.accepting.accept(caller, request.raw, wish)
     if isinstance(taken, Repeated):
-        headers: Headers = [(b"idempotent-replayed", b"true")]
+        headers: Headers = [REPLAYED]
         await shelf.again(taken.request, response_id(taken.request))
     else:
         headers = rate_headers(taken.headroom, door.clock.wall_ns()) + degraded(wish.kept.degraded)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from tokenweir.core.errors import ParameterError, WeirError
+from tokenweir.core.errors import WeirError
 from tokenweir.gateway.direct.relay import Sink
 from tokenweir.gateway.pipeline.processor import Ask, End, Processor, Ready, Sieve
 from tokenweir.gateway.queued.endings import Ended
@@ -87,18 +87,3 @@ class Line:
                 self.counts[place.use, "passed" if ended is end.ended else "changed"] += 1
                 end = msgspec.structs.replace(end, ended=ended)
         return end.ended
-
-
-def fields_of(raw: bytes) -> dict[str, object]:
-    """Return a body's fields. Raises ParameterError."""
-    try:
-        fields: object = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParameterError(
-            f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
-        ) from error
-    if not isinstance(fields, dict):
-        raise ParameterError(
-            "the body is no JSON object", param="body", reason="invalid_type", mend="send a JSON object"
-        )
-    return fields  # pyright: ignore[reportUnknownVariableType] - JSON's keys are text

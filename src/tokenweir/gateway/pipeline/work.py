@@ -8,8 +8,9 @@ import msgspec
 
 from tokenweir.core.errors import WeirError
 from tokenweir.core.events import Event, Started
+from tokenweir.gateway.direct.body import fields_of
 from tokenweir.gateway.metering.usage import KEPT_ENDPOINT
-from tokenweir.gateway.pipeline.line import Line, fields_of
+from tokenweir.gateway.pipeline.line import Line
 from tokenweir.gateway.pipeline.processor import Ask, Sieve
 from tokenweir.gateway.queued.asking import Asker, Attempt, Write, failed
 from tokenweir.gateway.queued.kept import Kept, request_id
@@ -56,7 +57,7 @@ def _ask(record: RequestRecord, kept: Kept) -> Ask:
         stage="worker",
         request=request_id(record.request),
         path=kept.path,
-        fields=fields_of(bytes(kept.body)),  # pyright: ignore[reportArgumentType] - what JSON decodes to
+        fields=fields_of(bytes(kept.body)),
         user=record.user,
         team=record.team,
         key=record.key,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from tokenweir.core.errors import ParameterError
 from tokenweir.core.requests import Json
+from tokenweir.gateway.direct.body import fields_of
 
 T = TypeVar("T")
 
@@ -113,16 +114,7 @@ _MENDS: Final[Mapping[str, str]] = {
 
 def read_asked(raw: bytes) -> Asked:
     """Read a body. Raises ParameterError that names what is unknown, not supported or of a wrong type."""
-    try:
-        fields = cast("Json", msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ParameterError(
-            f"the body is no JSON: {error}", param="body", reason="invalid_json", mend="send a JSON object"
-        ) from error
-    if not isinstance(fields, dict):
-        raise ParameterError(
-            "the body is no JSON object", param="body", reason="invalid_json", mend="send an object"
-        )
+    fields = fields_of(raw)
     known = set(Asked.__struct_fields__)
     asked = convert(_only(fields, known, _NEUTRAL), Asked)
     if asked.max_output_tokens is not None and asked.max_output_tokens < 1:

@@ -14,8 +14,9 @@ from tokenweir.core.clock import VirtualClock
 from tokenweir.core.errors import ConfigError, ParameterError
 from tokenweir.core.events import Completed, Event, Started, Token, Usage
 from tokenweir.core.requests import Json
+from tokenweir.gateway.direct.body import fields_of
 from tokenweir.gateway.pipeline.hook import PublicHosts
-from tokenweir.gateway.pipeline.line import Asked, Line, fields_of
+from tokenweir.gateway.pipeline.line import Asked, Line
 from tokenweir.gateway.pipeline.processor import Ask, Processor, Stage
 from tokenweir.gateway.pipeline.registry import BUILT_IN, kind_of, line, need_guards
 from tokenweir.gateway.pipeline.route import part_of
