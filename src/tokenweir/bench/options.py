@@ -6,6 +6,7 @@ The values are kept as written and read by the properties, so that an error name
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,12 @@ DEFAULT_REQUESTS: Final = 100
 
 DEFAULT_CORPUS: Final = "weir-mix"
 """What is asked when neither a corpus nor a scenario is given."""
+
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS: Final = frozenset(
+    {"accept-encoding", "connection", "content-length", "expect", "transfer-encoding", "upgrade"}
+)
+"""What the engine itself says of connection, framing, and compression, which would hide when a token came."""
 
 _EXACT_LENGTH: Final = frozenset({"sglang", "sglang_jax", "sim", "tokenweir"})
 
@@ -166,8 +173,16 @@ class BenchOptions(SettingsModel):
             raise SpecError("--timeout 0s lets no request finish", mend="write one such as 60s")
         if self.duration_ns == 0:
             raise SpecError("--duration 0s leaves no time to measure", mend="write one such as 60s")
+        self._check_headers()
         self._check_lengths()
         self._check_trims()
+
+    def _check_headers(self) -> None:
+        for name in self.header:
+            if _HEADER.fullmatch(name) is None:
+                raise SpecError(f"--header {name!r} is no header's name", mend="write NAME=VALUE")
+            if name.lower() in _OWN_HEADERS:
+                raise SpecError(f"--header {name} is the client's own to set", mend="drop it")
 
     def _check_lengths(self) -> None:
         scenario, embeds = self.lengths, self.asked_kind == "embedding"

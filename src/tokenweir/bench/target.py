@@ -71,14 +71,15 @@ def render(request: HttpRequest, target: Target, headers: tuple[tuple[str, str],
 
     Compression is refused, because a compressed stream hides when a token came.
     """
-    lines = [
-        f"{request.method} {target.prefix}{request.path} HTTP/1.1",
-        f"host: {target.authority}",
-        f"user-agent: tokenweir/{__version__}",
-        "accept-encoding: identity",
-        f"content-length: {len(request.body)}",
-    ]
+    ours = (
+        ("host", target.authority),
+        ("user-agent", f"tokenweir/{__version__}"),
+        ("accept-encoding", "identity"),
+        ("content-length", str(len(request.body))),
+        *request.headers,
+    )
     own = {name.lower() for name, _ in headers}
-    lines += [f"{name}: {value}" for name, value in request.headers if name.lower() not in own]
+    lines = [f"{request.method} {target.prefix}{request.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in ours if name.lower() not in own]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + request.body

@@ -48,6 +48,8 @@ def test_the_groups_help_names_both_commands(arguments: tuple[str, ...]) -> None
         (("--warmup", "200"), "warm-up"),
         (("--key", "env:NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE"),
         (("--corpus", "/no/such/file.txt"), "/no/such/file.txt"),
+        (("--header", "Accept-Encoding=gzip"), "Accept-Encoding"),
+        (("--header", "a b=c"), "no header's name"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(

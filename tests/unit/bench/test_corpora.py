@@ -180,6 +180,16 @@ def test_any_bytes_give_samples_or_a_corpus_error(
             assert len(corpus) > 0
 
 
+def test_a_worded_trace_keeps_the_recorded_lengths_of_answers(tmp_path: Path) -> None:
+    lines = (
+        '{"timestamp": 0, "prompt": "a", "output_length": 7}',
+        '{"timestamp": 1, "prompt": "b", "output_length": 7, "max_tokens": 5}',
+        '{"timestamp": 2, "prompt": "c"}',
+    )
+    found = load_trace(_file(tmp_path, "t.jsonl", "\n".join(lines)))
+    assert [sample.max_tokens for sample in found.samples] == [7, 5, None]
+
+
 def test_trace_holds_lengths_or_text(tmp_path: Path) -> None:
     lengths = load_trace(
         _file(

@@ -62,7 +62,9 @@ def load_trace(path: str) -> TraceFile:
             f"{path}:{lines[worded.index(False)][0]}: other lines hold text, this one only a length",
             mend="give every line a prompt or messages, or none",
         )
-    samples = tuple(to_sample(Path(path), number, line) for number, line in lines) if any(worded) else ()
+    samples = (
+        tuple(to_sample(Path(path), number, _sized(line)) for number, line in lines) if any(worded) else ()
+    )
     first = lines[0][1].timestamp
     return TraceFile(
         path=path,
@@ -72,6 +74,13 @@ def load_trace(path: str) -> TraceFile:
         input_tokens=np.array([] if samples else [line.input_length for _, line in lines], dtype=np.int32),
         output_tokens=np.array([_output(line) for _, line in lines], dtype=np.int32),
         samples=samples,
+    )
+
+
+def _sized(line: TraceLine) -> TraceLine:
+    """Return a line whose answer is as long as recorded, unless it says another bound itself."""
+    return (
+        line if line.max_tokens is not None else msgspec.structs.replace(line, max_tokens=line.output_length)
     )
 
 
