@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.contract.gateway_stores.harness import acceptance, reserve
+from tests.contract.gateway_stores.harness import acceptance, charge, new_id, reserve
 from tests.factories.gateways import GatewayProcess, endpoint, gateway
 from tests.factories.queued import User, waiting
 
@@ -26,8 +26,9 @@ from tokenweir.gateway.endpoints.upstream import Origin, UpstreamClient
 from tokenweir.gateway.metering.estimate import UsualOutput
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.settling import Settler
+from tokenweir.gateway.queued.dead import Graveyard
 from tokenweir.gateway.queued.endings import Ended
-from tokenweir.gateway.queued.kept import Kept, opening
+from tokenweir.gateway.queued.kept import Kept, file_log, opening
 from tokenweir.gateway.queued.node import Metering, QueuedPolicy, QueuedStores, Workshop
 from tokenweir.gateway.queued.sealing import SealingKey
 from tokenweir.ports.eventlog import Append
@@ -324,5 +325,36 @@ def test_an_answer_that_is_too_long_for_the_log_fails_is_charged_and_holds_nobod
                 short.request: (3, "server", "completed"),
             }
             client.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("most", [5, 2**62])
+def test_a_dead_letter_that_is_replayed_twice_at_once_is_done_once(tmp_path: Path, most: int) -> None:
+    async def story() -> None:
+        async with bench(tmp_path / "gateway.db", QueuedPolicy(), works=False) as made:
+            body = msgspec.Raw(b'{"model":"m","prompt":"x","max_tokens":%d}' % most)
+            kept = Kept(path="/v1/completions", body=body).encode()
+            wanted = reserve()
+            sealer, name = made.shop.sealer, wanted.request
+            (taken,) = await made.intake.accept([acceptance(wanted, body=sealer.seal(name, kept))])
+            assert isinstance(taken, Taken)
+            jobs = made.jobs.deliveries(prefetch=1)
+            await made.jobs.bury(await anext(jobs), "it failed")
+            await jobs.aclose()
+            await made.ledger.settle(
+                [charge(wanted, taken.at, last_seq=1, log=sealer.seal(name, file_log(())))]
+            )
+            graveyard = Graveyard(
+                made.jobs, made.requests, made.intake, made.shop.reading, sealer=sealer, queue_lease_ns=10**12
+            )
+            async with asyncio.TaskGroup() as group:
+                again = [group.create_task(graveyard.replay(name, new_id())) for _ in range(2)]
+            assert again[0].result() == again[1].result() != name
+            depth = await made.jobs.depth()
+            assert (depth.ready, depth.dead) == (1, 0)
+            # However much its body allows, what is set aside for it can be counted.
+            assert await made.quota.use([MONTH]) != []
+            assert list(await made.quota.verify()) == []
 
     asyncio.run(story())

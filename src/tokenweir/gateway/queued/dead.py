@@ -15,7 +15,7 @@ from tokenweir.gateway.metering.estimate import prompt_tokens
 from tokenweir.gateway.queued.kept import request_id
 from tokenweir.gateway.queued.reading import Reading
 from tokenweir.gateway.queued.sealing import Sealer
-from tokenweir.ports.intake import Acceptance, Intake, Taken
+from tokenweir.ports.intake import Acceptance, Intake, Repeated, Taken
 from tokenweir.ports.queue import DeadLetters, Job
 from tokenweir.ports.quota import Reserve
 from tokenweir.ports.requests import RequestRecord, RequestStore, Resealing
@@ -83,7 +83,8 @@ class Graveyard:
         """Have a dead job done again; returns the request that does it.
 
         A request that has ended has been charged and told, and stays as it is: its body is taken on anew, as the
-        request ``fresh`` (16 bytes) of the same key. Its owner's limits count it, and do not refuse it.
+        request ``fresh`` (16 bytes) of the same key, once however often that is asked for. Its owner's limits count
+        it, and do not refuse it.
 
         Raises:
             NotFoundError: there is no such dead letter.
@@ -95,10 +96,10 @@ class Graveyard:
             await self._letters.replay(request)
             return request
         outcome = (await self._intake.accept([self._anew(record, fresh)]))[0]
-        if not isinstance(outcome, Taken):
+        if not isinstance(outcome, Taken | Repeated):
             raise UnavailableError("the request could not be taken on anew", mend="try again")
         await self._letters.drop(request)
-        return fresh
+        return outcome.request
 
     async def drop(self, request: bytes) -> None:
         """Forget a dead job. Raises NotFoundError."""
@@ -117,7 +118,8 @@ class Graveyard:
     def _anew(self, record: RequestRecord, fresh: bytes) -> Acceptance:
         kept = self._reading.kept(record)
         body = kept.read()
-        tokens = prompt_tokens(body.prompt_bytes) + (body.limit or _OUTPUT) * (body.n or 1)
+        most = _OUTPUT if body.limit is None else min(_OUTPUT, body.limit * (body.n or 1))
+        tokens = prompt_tokens(body.prompt_bytes) + most
         return Acceptance(
             reserve=Reserve(
                 request=fresh,
@@ -135,6 +137,8 @@ class Graveyard:
             route=record.route,
             body=self._sealer.seal(fresh, kept.encode()),
             body_hash=record.body_hash,
+            # No caller can send such a key.
+            idempotency=f"\x01{request_id(record.request)}",
             priority=record.priority,
             webhook=record.webhook,
         )
