@@ -143,16 +143,16 @@ class ComposedIntake:
             except WeirError:
                 await self._quota.release(ids)
                 raise
+            # An earlier try may have been committed though its answer was lost.
+            committed = await self._mine(batch) if left < _TRIES - 1 else frozenset[bytes]()
             if written.epoch != epoch:
-                await self._give_back(ids)
+                # What was committed is accepted, and keeps what is set aside for it.
+                await self._give_back([request for request in ids if request not in committed])
                 raise UnavailableError(
                     "the quota counters were counted anew in the middle of an acceptance",
                     mend="try again",
                 )
-            taken = written.taken
-            if left < _TRIES - 1:
-                # An earlier try may have been committed though its answer was lost.
-                taken |= await self._mine(batch)
+            taken = written.taken | committed
             break
         return taken
 
