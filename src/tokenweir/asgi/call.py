@@ -276,6 +276,11 @@ class Call:
         """Send a value as JSON."""
         await self.answer(status, msgspec.json.encode(value), headers=headers)
 
+    async def answer_nothing(self) -> None:
+        """Say that it is done, and that there is nothing to tell."""
+        await self.begin(204, [])
+        await self.end_stream()
+
     async def begin_stream(self, headers: Headers = ()) -> None:
         """Send the head of a stream of events."""
         self.streaming = True

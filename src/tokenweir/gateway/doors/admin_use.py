@@ -75,8 +75,7 @@ async def remove_quota(door: Door, call: Call) -> None:
 
     if not await administration(door).change(caller, f"limit of {_of(wanted)[1]} removed", change):
         raise NotFoundError("there is no such limit", mend="GET /v1/admin/quotas lists those there are")
-    await call.begin(204, [])
-    await call.end_stream()
+    await call.answer_nothing()
 
 
 async def verify(door: Door, call: Call) -> None:

@@ -49,8 +49,7 @@ async def drop(door: Door, call: Call) -> None:
     """Forget a dead letter."""
     await door.caller(call, "admin")
     await queued(door).graveyard.drop(_id(call.part))
-    await call.begin(204, [])
-    await call.end_stream()
+    await call.answer_nothing()
 
 
 def _id(text: str) -> bytes:

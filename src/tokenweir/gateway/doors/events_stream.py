@@ -10,7 +10,7 @@ from typing import Final, Self, get_args
 
 import msgspec
 
-from tokenweir.asgi.call import Call
+from tokenweir.asgi.call import JSON, Call
 from tokenweir.core.errors import ParameterError
 from tokenweir.core.events import Event
 from tokenweir.gateway.doors.door import Door
@@ -21,9 +21,7 @@ from tokenweir.gateway.queued.reading import all_events
 
 _BEAT: Final = b": heartbeat\n\n"
 _RETRY: Final = b"retry: 1000\n\n"
-_NO_CONTENT: Final = 204
 _SEQ_LETTERS: Final = 18
-_JSON: Final = b"application/json"
 
 _NAMES: Final[dict[type, bytes]] = {
     kind: str(kind.__struct_config__.tag).encode() for kind in get_args(Event)
@@ -75,9 +73,8 @@ async def events(door: Door, call: Call) -> None:
     path = queued(door)
     after = cursor(call)
     record = await path.reading.own(caller, call.part)
-    if _JSON in (call.header(b"accept") or b"") and b"text/event-stream" not in (
-        call.header(b"accept") or b""
-    ):
+    accepted = call.header(b"accept") or b""
+    if JSON in accepted and b"text/event-stream" not in accepted:
         found = await path.reading.events(record, after=after)
         await call.answer_json(
             {
@@ -90,8 +87,7 @@ async def events(door: Door, call: Call) -> None:
         return
     if record.ended_at is not None and record.last_seq <= after:
         # An EventSource would come back for ever; this tells it that there is nothing more.
-        await call.begin(_NO_CONTENT, [])
-        await call.end_stream()
+        await call.answer_nothing()
         return
     with Watched(door, call) as watched:
         await watched.run(_stream(call, watched, all_events(path.reading, record, after=after)))

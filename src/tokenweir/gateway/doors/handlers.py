@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from tokenweir.asgi.call import Call
 from tokenweir.core.errors import NotFoundError, OverloadedError
@@ -13,8 +12,6 @@ from tokenweir.gateway.doors.brownout_metrics import state_of
 from tokenweir.gateway.doors.door import Door, RequestId
 from tokenweir.gateway.doors.headers import degraded
 from tokenweir.gateway.doors.metrics import CONTENT_TYPE
-
-_MODELS: Final = "/v1/models/"
 
 
 class CallSink:
@@ -92,7 +89,7 @@ async def models(door: Door, call: Call) -> None:
 async def model(door: Door, call: Call) -> None:
     """Describe one model."""
     caller = await door.caller(call, "infer")
-    name = call.path.removeprefix(_MODELS)
+    name = call.part
     door.direct.pool.need(name)
     if not caller.may_ask(name):
         raise NotFoundError(f"the model {name!r} does not exist", mend="GET /v1/models lists those there are")

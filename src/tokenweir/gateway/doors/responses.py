@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from tokenweir.asgi.call import Call
+from tokenweir.asgi.call import Call, Headers
 from tokenweir.asgi.problems import failure
 from tokenweir.core.errors import ConflictError, ParameterError, UnavailableError
 from tokenweir.core.events import Event, Failed
@@ -27,7 +27,6 @@ from tokenweir.ports.requests import RequestRecord
 from tokenweir.telemetry.logs import get_logger
 
 _LOG = get_logger("tokenweir.gateway")
-Headers = Sequence[tuple[bytes, bytes]]
 
 _PAGE: Final = 20
 _PAGE_MOST: Final = 100

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
-
 from tokenweir.asgi.call import Call, DisconnectedError, Receive, Scope, Send
 from tokenweir.asgi.problems import MethodError, UnknownPathError, problem
 from tokenweir.core.errors import WeirError
@@ -47,7 +45,7 @@ class SideApp:
         if call.path == "/metrics":
             await call.answer(200, await self._render(), kind=CONTENT_TYPE)
         elif call.path == "/health":
-            await call.answer(200, msgspec.json.encode({"status": "ok"}))
+            await call.answer_json({"status": "ok"})
         else:
             is_ready = self._ready()
-            await call.answer(200 if is_ready else 503, msgspec.json.encode({"ready": is_ready}))
+            await call.answer_json({"ready": is_ready}, status=200 if is_ready else 503)
