@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import socket
@@ -187,6 +188,20 @@ def test_an_empty_answer_is_no_success(tmp_path: Path) -> None:
         record = asked(server.url, tmp_path, requests=3)
     assert record.by("error") == {"protocol": 3}
     assert isinstance(record.failure, EndpointError)
+
+
+def test_an_answer_that_is_compressed_all_the_same_is_named(tmp_path: Path) -> None:
+    body = gzip.compress(b"".join(stream()))
+
+    def respond(client: Client, length: int) -> bool:
+        client.body(length)
+        client.say(HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        return True
+
+    with odd_server(respond) as server:
+        record = asked(server.url, tmp_path, requests=3)
+    assert record.by("error") == {"protocol": 3}
+    assert "compressed ('gzip')" in str(record.failure)
 
 
 def test_a_server_that_dies_amid_the_run_leaves_a_record_of_what_was(tmp_path: Path) -> None:

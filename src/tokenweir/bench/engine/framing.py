@@ -36,13 +36,15 @@ _SIZE_LINE: Final = 256
 class Head(NamedTuple):
     """What an answer's head says.
 
-    ``length`` is the body's bytes, ``CHUNKED`` or ``UNTIL_CLOSE``; ``trailers`` says that fields will follow it.
+    ``length`` is the body's bytes, ``CHUNKED`` or ``UNTIL_CLOSE``; ``trailers`` says that fields will follow it;
+    ``coding`` names a compression.
     """
 
     status: int
     length: int
     keep_alive: bool
     trailers: bool
+    coding: str = ""
 
 
 def parse_head(head: bytes) -> Head | None:
@@ -56,6 +58,7 @@ def parse_head(head: bytes) -> Head | None:
     length = UNTIL_CLOSE
     keep_alive = version == b"HTTP/1.1"
     trailers = False
+    coding = ""
     for line in fields.split(b"\r\n"):
         name, _, value = line.partition(b":")
         name = name.strip().lower()
@@ -69,9 +72,11 @@ def parse_head(head: bytes) -> Head | None:
             keep_alive = b"close" not in value.lower() and (keep_alive or b"keep-alive" in value.lower())
         elif name == b"trailer":
             trailers = True
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            coding = value.strip().decode("latin-1")
     if status in {204, 304}:
         length = 0
-    return Head(status, length, keep_alive and length != UNTIL_CLOSE, trailers)
+    return Head(status, length, keep_alive and length != UNTIL_CLOSE, trailers, coding)
 
 
 def parse_fields(head: bytes) -> dict[str, str]:

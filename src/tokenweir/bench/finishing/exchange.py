@@ -130,6 +130,13 @@ class Exchange:
         self._length = head.length
         if head.status != HTTPStatus.OK:
             self._error = joined[: blank + 4]
+        elif head.coding:
+            self.failure = Failed(
+                seq=0,
+                kind="protocol",
+                message=f"the answer is compressed ({head.coding!r}) though that was refused; "
+                "switch it off in the server, or the proxy before it",
+            )
         if head.length == framing.CHUNKED:
             self._dechunker = framing.Dechunker()
         return rest
