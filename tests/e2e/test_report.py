@@ -64,6 +64,28 @@ def test_draws_every_chart_without_a_complaint_or_a_request(page: Page, tmp_path
         assert any(text.endswith(unit) for text in told), unit
 
 
+CROSSED = """
+[...document.querySelectorAll('.plot > svg')].flatMap(root => {
+  const points = [...root.querySelectorAll('path.line')].flatMap(curve => {
+    const length = curve.getTotalLength();
+    return Array.from({ length: 500 }, (_, place) => curve.getPointAtLength((length * place) / 499));
+  });
+  const inside = (box, point) =>
+    point.x > box.x && point.x < box.x + box.width && point.y > box.y && point.y < box.y + box.height;
+  return [...root.querySelectorAll('text.marked')]
+    .filter(text => points.some(point => inside(text.getBBox(), point)))
+    .map(text => text.textContent);
+})
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "sweep"])
+def test_no_curve_crosses_a_label(page: Page, tmp_path: Path, name: str) -> None:
+    page.open(report(tmp_path, SHAPES[name]))
+    assert number(page.run("document.querySelectorAll('text.marked').length")) > 1
+    assert page.run(CROSSED) == []
+
+
 def test_every_chart_opens_its_table_and_every_table_sorts(page: Page, tmp_path: Path) -> None:
     page.open(report(tmp_path, SHAPES["plain"]))
 

@@ -115,14 +115,60 @@ function shade(root, x, bounds, span, height) {
   }
 }
 
-function upright(root, mark, x, unit, height) {
+/** The pixels that the curves of a chart pass, close enough together that no label fits between two of them. */
+function inked(lines, x, y) {
+  const points = [];
+  for (const line of lines) {
+    let before = null;
+    line.x.forEach((at, place) => {
+      if (at === null || line.y[place] === null) { before = null; return; }
+      const point = [x(at), y(line.y[place])];
+      const steps = before && line.role !== "dots" ? Math.max(1, Math.ceil(Math.hypot(point[0] - before[0], point[1] - before[1]) / 4)) : 1;
+      for (let step = 1; step < steps; step += 1) points.push([0, 1].map((axis) => before[axis] + ((point[axis] - before[axis]) * step) / steps));
+      points.push(point);
+      before = point;
+    });
+  }
+  return points;
+}
+
+/** Writes a label at the first of the places that nothing is drawn at, or at the one with the least; then it is drawn at. */
+function inscribe(root, text, places, points) {
+  const width = text.length * 6.4, height = 12;
+  const covered = (place) => {
+    const left = place.end ? place.x - width : place.x;
+    return points.filter(([px, py]) => px > left - 4 && px < left + width + 4 && py > place.y - height && py < place.y + 5).length;
+  };
+  const counts = places.map(covered);
+  const place = places[counts.indexOf(Math.min(...counts))];
+  root.append(svg("text", { class: "marked", x: place.x, y: place.y, "text-anchor": place.end ? "end" : "start" }, text));
+  for (let at = 0; at <= width; at += 4) points.push([place.end ? place.x - at : place.x + at, place.y - 4]);
+}
+
+/** A level across the chart, with its label above or below it, where no curve passes. */
+function across(root, mark, y, unit, width, points) {
+  const at = y(mark.at), left = MARGIN.left + 6, right = width - MARGIN.right - 6;
+  root.append(svg("line", { class: "mark", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
+  const sides = [{ x: left, end: false }, { x: right, end: true }, { x: left + (right - left) * 0.25, end: false }, { x: left + (right - left) * 0.5, end: false }];
+  const places = [-5, 14, -24, 33, -44, 53].flatMap((off) => sides.map((side) => ({ ...side, y: at + off })));
+  const fits = (place) => place.y > MARGIN.top + 8 && place.y < y.range[0] - 4;
+  inscribe(root, `${mark.label} ${withUnit(mark.at, unit)}`, places.filter((place, first) => first === 0 || fits(place)), points);
+}
+
+function upright(root, mark, x, unit, height, points) {
   const left = x.range[0], right = x.range[1];
   const at = Math.min(Math.max(x(mark.at), left), right);
   const beyond = x(mark.at) > right + 1;
   const flip = at > (left + right) / 2;
   if (!beyond) root.append(svg("line", { class: "mark", x1: at, x2: at, y1: MARGIN.top, y2: height - MARGIN.bottom }));
   const text = `${mark.label} ${withUnit(mark.at, unit)}${beyond ? " →" : ""}`;
-  root.append(svg("text", { class: "marked", x: at + (flip ? -6 : 6), y: height - MARGIN.bottom - 8, "text-anchor": flip ? "end" : "start" }, text));
+  const bottom = height - MARGIN.bottom - 8, top = MARGIN.top + 12;
+  const nearby = (beyond ? [flip] : [flip, !flip]).map((end) => ({ x: at + (end ? -6 : 6), end }));
+  const apart = [40, 80, 120, 160].map((off) => ({ x: at + (flip ? -off : off), end: flip }));
+  const fits = (side) => (side.end ? side.x - text.length * 6.4 > left : side.x + text.length * 6.4 < right);
+  const heights = [bottom, top, (top + bottom) / 2, bottom - (bottom - top) / 4, top + (bottom - top) / 4];
+  const places = [nearby, apart].flatMap((sides) => heights.flatMap((y) => sides.map((side) => ({ ...side, y }))));
+  inscribe(root, text, places.filter((place, first) => first === 0 || fits(place)), points);
 }
 
 function path(xs, ys, x, y) {

@@ -74,11 +74,9 @@ function drawLines(chart, width) {
       line.x.forEach((at, place) => line.y[place] !== null && root.append(svg("circle", { class: `point ${line.role}`, cx: x(at), cy: y(line.y[place]), r: 4 })));
     }
   }
-  for (const mark of chart.marks) upright(root, mark, x, chart.x_unit, height);
-  for (const mark of chart.levels) {
-    root.append(svg("line", { class: "mark", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(mark.at), y2: y(mark.at) }));
-    root.append(svg("text", { class: "marked", x: MARGIN.left + 6, y: y(mark.at) - 5 }, `${mark.label} ${withUnit(mark.at, chart.y_unit)}`));
-  }
+  const points = chart.marks.length || chart.levels.length ? inked(chart.lines, x, y) : [];
+  for (const mark of chart.marks) upright(root, mark, x, chart.x_unit, height, points);
+  for (const mark of chart.levels) across(root, mark, y, chart.y_unit, width, points);
   const pixels = chart.lines[0].x.map((at) => (at === null ? null : x(at)));
   const marker = cross(root, height);
   return {
