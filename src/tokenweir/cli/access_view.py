@@ -76,7 +76,7 @@ def need_models(settings: Settings, models: Sequence[str], done: str) -> None:
 
 
 def moment(at: int | None) -> str:
-    """Return an instant as UTC, to the second; a dash for none."""
+    """Return an instant as UTC, to the minute; a dash for none."""
     if at is None:
         return "–"
-    return datetime.fromtimestamp(at / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(at / 1e9, UTC).strftime("%Y-%m-%d %H:%M")

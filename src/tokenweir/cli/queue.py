@@ -17,12 +17,19 @@ from tokenweir.app import Settings
 from tokenweir.app.gateway import Yard, open_yard
 from tokenweir.cli.access_view import need_database
 from tokenweir.cli.start import start
+from tokenweir.cli.tables import Column, echo_table
 from tokenweir.config import Secret
 from tokenweir.core.errors import InputError, UnreachableError, UpstreamError
 from tokenweir.core.ids import parse_id, uuid7
 from tokenweir.core.requests import Json
 from tokenweir.gateway.queued.kept import request_id
 
+_COLUMNS: Final = (
+    Column("request", fixed=True),
+    Column("model"),
+    Column("attempts", number=True),
+    Column("last error"),
+)
 _LISTED: Final = 1000
 _WAIT_S: Final = 30.0
 _GOOD: Final = range(200, 300)
@@ -114,7 +121,8 @@ def status(place: Place) -> None:
         told = place.local(depth, writes=False)
     for name in ("ready", "unacknowledged", "dead"):
         click.echo(f"{name:15} {told[name]}")
-    click.echo(f"{'oldest':15} {cast('int', told['oldest_ns']) / 1e9:.1f} s")
+    oldest = f"{cast('int', told['oldest_ns']) / 1e9:.1f} s" if told["ready"] else "–"
+    click.echo(f"{'oldest':15} {oldest}")
 
 
 @command.group()
@@ -134,13 +142,10 @@ def list_dead(place: Place) -> None:
 
         told = place.local(listed, writes=False)
     letters = cast("list[dict[str, Json]]", told["data"])
-    if not letters:
+    if letters:
+        echo_table(_COLUMNS, [_row(letter) for letter in letters])
+    else:
         click.echo("No dead letters.", err=True)
-    for letter in letters:
-        errors = cast("list[str]", letter["errors"])
-        click.echo(
-            f"{letter['request_id']}  {letter['model']}  {letter['attempt']}  {errors[-1] if errors else ''}"
-        )
 
 
 @dead.command()
@@ -196,6 +201,16 @@ def rotate(place: Place) -> None:
     """
     done = place.local(lambda yard: yard.rotate(), writes=True)
     click.echo(f"{done} requests sealed anew")
+
+
+def _row(letter: dict[str, Json]) -> tuple[str, ...]:
+    errors = cast("list[str]", letter["errors"])
+    return (
+        str(letter["request_id"]),
+        str(letter["model"]) or "–",
+        str(letter["attempt"]),
+        errors[-1] if errors else "–",
+    )
 
 
 def _raw(text: str) -> bytes:
