@@ -163,6 +163,31 @@ def test_a_cancelled_request_ends_alone() -> None:
     assert serving.cancelled == 1
 
 
+def test_a_request_that_waits_for_credit_is_cancelled_without_a_gap() -> None:
+    serving = FakeServing(endless)
+
+    async def use(client: InferenceClient) -> None:
+        more: asyncio.Queue[pb.Command | None] = asyncio.Queue()
+
+        async def commands() -> AsyncIterator[pb.Command]:
+            while (command := await more.get()) is not None:
+                yield command
+
+        await more.put(pb.Command(stream=1, submit=submit(credits_given=3)))
+        told: Told = {}
+        async for notice in client.converse(commands()):
+            take(told, notice)
+            if len(told[1]) == 3:
+                await more.put(pb.Command(stream=1, cancel=pb.Cancel()))
+                await more.put(None)
+        assert [(type(event), event.seq) for event in told[1]] == [
+            *((Token, at) for at in range(3)),
+            (Cancelled, 3),
+        ]
+
+    run(serving, use)
+
+
 def test_the_end_of_a_call_cancels_what_is_in_work() -> None:
     serving = FakeServing(endless)
 

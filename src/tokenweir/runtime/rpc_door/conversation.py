@@ -138,8 +138,9 @@ class Conversation:
             with self._door.metrics.request(ROUTE, request.model) as meter:
                 async with aclosing(self._door.serving.generate(request, options)) as events:
                     async for event in events:
-                        sequence = event.seq + 1
                         await self._take(work, event, meter)
+                        # What was not taken when the request was cancelled is not told, and leaves no gap.
+                        sequence = event.seq + 1
         except WeirError as error:
             work.pending.append(refusal(error))
         except asyncio.CancelledError:
