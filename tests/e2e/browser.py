@@ -100,7 +100,9 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def move(self, x: float, y: float) -> None:
-        """Move the pointer."""
+        """Move the pointer over what is drawn by now."""
+        # The pointer finds what the last frame showed, which may be from before the page was scrolled.
+        self.run("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def _read(self) -> Message:

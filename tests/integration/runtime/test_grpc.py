@@ -49,6 +49,8 @@ async def offered(
     await server.start()
     try:
         async with asyncio.timeout(30), grpc.aio.insecure_channel(server.address) as channel:
+            # A call's deadline counts its connecting too.
+            await channel.channel_ready()
             yield InferenceClient(channel, key=sent)
     finally:
         await server.stop(0)
