@@ -14,7 +14,7 @@ from deploy.services.state import StateFile
 from tokenweir.stores.gateway.opening import StoreUrls
 
 HOME = Path(__file__).parent / "cache" / "services"
-AHEAD = "CREATE TABLE ahead AS SELECT repeat('x', 1900) FROM generate_series(1, 200000)"
+AHEAD = "CREATE TABLE ahead AS SELECT repeat('x', 1900) FROM generate_series(1, 480000)"
 STORES = {"gateway": "postgresql", "quota": "redis", "queue": "rabbitmq", "events": "kafka"}
 
 

@@ -61,6 +61,7 @@ class PostgreSQL(Service):
             "max_connections": 200,
             # Kept once made: while one is made, whoever commits waits.
             "min_wal_size": "1GB",
+            "max_wal_size": "4GB",
             "log_checkpoints": "off",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
