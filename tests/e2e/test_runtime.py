@@ -212,6 +212,7 @@ def test_bad_directories_are_one_line_with_a_mend(
         (("--context", "1000000"), 2, "context"),
         (("--engine", "sim"), 2, "runtime.engine"),
         (("--draft", "/nowhere"), 2, "/nowhere"),
+        (("--draft", "/one", "--draft", "/other"), 2, "(/one, /other); give one"),
         (("--api-key", "plain"), 2, "env:NAME"),
         (("--host", "192.0.2.1"), 2, "192.0.2.1"),
         (("--quantise", "5"), 2, "quantise"),

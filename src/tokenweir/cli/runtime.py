@@ -31,6 +31,17 @@ _STEP: Final = 1000
 _SHOWN: Final = 12
 
 
+def _one_draft(context: click.Context, option: click.Parameter, given: tuple[Path, ...]) -> Path | None:
+    """Return the draft that was named: several are refused rather than passed over."""
+    del context, option
+    if len(given) > 1:
+        raise ConfigError(
+            f"--draft is given {len(given)} times ({', '.join(map(str, given))})",
+            mend="give one: a model has one draft",
+        )
+    return given[0] if given else None
+
+
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--name", help="What clients call the model; without one, the directory's name.")
@@ -44,6 +55,8 @@ _SHOWN: Final = 12
     "--draft",
     type=click.Path(path_type=Path),
     metavar="PATH",
+    multiple=True,
+    callback=_one_draft,
     help="Directory of a draft model for speculation.",
 )
 @click.option(
