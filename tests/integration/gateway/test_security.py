@@ -295,6 +295,7 @@ def test_an_endpoint_is_never_where_a_cloud_keeps_its_secrets() -> None:
         "169.254.169.254",
         "fe80::1%eth0",
         "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
         "fd00:ec2::254",
         "0.0.0.0",  # noqa: S104 - nothing is bound
         "224.0.0.1",

@@ -17,6 +17,7 @@ _METADATA: Final = frozenset(
     map(ipaddress.ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"))
 )
 """Where clouds answer with credentials, link-local or not."""
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class AddressRules:
@@ -37,7 +38,7 @@ class AddressRules:
 
     def allows(self, address: str) -> bool:
         """Whether an address may be connected to."""
-        found = _plain(ipaddress.ip_address(address.partition("%")[0]))
+        found = reached(address)
         if found in _METADATA:
             return False
         if self._networks:
@@ -62,8 +63,12 @@ class AddressRules:
         return allowed
 
 
-def _plain(address: Address) -> Address:
-    """Return the address of the old kind that one of the new kind stands for, if it does."""
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped or address.sixtofour or address
-    return address
+def reached(address: str) -> Address:
+    """Return what an address leads to: that of the old kind where one of the new kind stands for it."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv4Address):
+        return found
+    inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+    if inner is None and found in _NAT64:
+        inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+    return inner or found

@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ import msgspec
 from tokenweir.asgi.tls import client_context
 from tokenweir.core.clock import Clock
 from tokenweir.core.errors import WeirError
+from tokenweir.gateway.endpoints.addresses import reached
 
 _PORTS: Final = {"http": 80, "https": 443}
 _GOOD: Final = range(200, 300)
 _HEAD_BYTES: Final = 16 << 10
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class WebhookError(WeirError):
@@ -132,13 +131,7 @@ def signature(secret: bytes, event_id: str, stamp: str, body: bytes) -> str:
 
 def is_public(address: str) -> bool:
     """Whether an address is one that all the world may call."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is None and found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
-        # What leads to an address of the old kind is as public as that one.
-        found = inner or found
+    found = reached(address)
     return found.is_global and not found.is_multicast
 
 
