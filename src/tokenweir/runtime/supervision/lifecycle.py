@@ -2,6 +2,8 @@
 
 ::
 
+                  ┌──────────┬─ killed ─┐
+                  │          │          ▼
     Stopped ─▶ Starting ─▶ Ready ─▶ Draining ─▶ Unhealthy
                   │          │          │            │
                   └──────────┴── exited ┴────────────┘
