@@ -14,6 +14,7 @@ from tokenweir.access.directory import PERMISSIONS, Directory
 from tokenweir.access.keyring import CachedKeyring
 from tokenweir.app import Settings
 from tokenweir.app.rpc_endpoints import rpcs_of
+from tokenweir.app.tokenizers import tokenizers_of
 from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.server import see_free
 from tokenweir.asgi.tls import client, listener
@@ -93,6 +94,7 @@ def opener(
     controls = {kind: backend(kind) for kind in {endpoint.kind for endpoint in endpoints}}
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     trust, rpcs = trust_of(endpoints), rpcs_of(endpoints, settings.gateway)
+    tokenizers = {} if only else tokenizers_of(endpoints)
     refusals = Refusals("tokenweir.gateway")
     tls = listener(settings.gateway.tls, refusals, refusals.renewed)
     models = [endpoint.model or "" for endpoint in endpoints]
@@ -127,6 +129,7 @@ def opener(
                     tls=tls,
                     trust=trust,
                     rpcs=rpcs,
+                    tokenizers=tokenizers,
                     rules=rules,
                     refusals=refusals,
                     tracer=tracer,

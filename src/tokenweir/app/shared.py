@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from tokenweir.app import Settings
 from tokenweir.app.gateway import endpoint_facts, open_stores, queued_policy, trust_of
 from tokenweir.app.rpc_endpoints import rpcs_of
+from tokenweir.app.tokenizers import tokenizers_of
 from tokenweir.app.traces import open_tracer
 from tokenweir.asgi.tls import listener
 from tokenweir.backends.registry import backend
@@ -45,6 +46,8 @@ def bench_opener(settings: Settings, what: str) -> Opener:
     policy, rules = queued_policy(settings), AddressRules.parse(settings.gateway.endpoint_networks)
     gateway = settings.gateway
     trust, rpcs = trust_of(settings.endpoints), rpcs_of(settings.endpoints, gateway)
+    # A worker leaves counting to the collector.
+    tokenizers = tokenizers_of(settings.endpoints) if what == "collector" else {}
     side = side_of(settings, what)
     prices = PriceTable(
         [
@@ -77,7 +80,8 @@ def bench_opener(settings: Settings, what: str) -> Opener:
                         rpc=rpcs.get(each.name),
                     )
                     for each, url in facts
-                ]
+                ],
+                tokenizers=tokenizers,
             )
             for rpc in rpcs.values():
                 closing.push_async_callback(rpc.close)

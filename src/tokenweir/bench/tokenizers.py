@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.core.errors import InputError, MissingExtraError
+from tokenweir.backends.tokenizer_file import FILE, INSTALLED, FileTokenizer, tokenizer_file
 from tokenweir.ports.tokenizer import Tokenizer
-
-try:
-    from tokenizers import Tokenizer as HfTokenizer
-except ImportError:  # The bench extra is absent: estimates still work.
-    HfTokenizer = None
 
 BYTES_PER_TOKEN: Final = 4
 """What an estimate takes a token to be: the rule of thumb for English text."""
 
 _BATCH: Final = 256
-
-
-class FileTokenizer:
-    """A ``tokenizer.json`` through the ``tokenizers`` library. Counts are exact."""
-
-    __slots__ = ("_hash", "_inner", "path")
-
-    def __init__(self, path: Path) -> None:
-        if HfTokenizer is None:
-            raise MissingExtraError(
-                f"reading {path} needs the package tokenizers", mend="install tokenweir[bench]"
-            )
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"--tokenizer {path}: {error.strerror or error}", mend="check the path"
-            ) from error
-        try:
-            self._inner = HfTokenizer.from_buffer(raw)
-        except ValueError as error:
-            raise InputError(
-                f"--tokenizer {path} is no tokenizer.json: {error}",
-                mend="give a tokenizer.json or a folder that holds one",
-            ) from error
-        # A file may ask for padding or truncation of training batches, which would falsify every count.
-        self._inner.no_padding()
-        self._inner.no_truncation()
-        self._hash = hashlib.sha256(raw).hexdigest()
-        self.path = path
-
-    @property
-    def exact(self) -> bool:
-        """True: this is the model's own tokenizer."""
-        return True
-
-    @property
-    def hash(self) -> str | None:
-        """SHA-256 of the file, lower-case hex."""
-        return self._hash
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Return the token ids of ``text``, without special tokens."""
-        return self._inner.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids``, special tokens left out."""
-        return self._inner.decode(list(ids))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        """Return the token ids of every text; uses all cores."""
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of every sequence of ids; uses all cores."""
-        return self._inner.decode_batch(cast("list[list[int]]", list(batch)))
-
-    def count_batch(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens every text has; uses all cores."""
-        return [
-            len(encoding) for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
 
 
 class EstimateTokenizer:
@@ -129,24 +60,12 @@ def find_tokenizer(hint: str | None, *, model_path: str | None = None) -> Tokeni
     none. ``model_path`` is where the endpoint says its model lies, which need not be on this machine.
     """
     if hint is not None:
-        return FileTokenizer(_tokenizer_file(Path(hint).expanduser()))
-    if model_path is not None and HfTokenizer is not None:
-        beside = Path(model_path) / "tokenizer.json"
+        return FileTokenizer(tokenizer_file(Path(hint)))
+    if model_path is not None and INSTALLED:
+        beside = Path(model_path) / FILE
         if beside.is_file():
             return FileTokenizer(beside)
     return EstimateTokenizer()
-
-
-def _tokenizer_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    inside = path / "tokenizer.json"
-    if not inside.is_file():
-        raise InputError(
-            f"--tokenizer {path} holds no tokenizer.json",
-            mend="give the file, or a model folder that has one",
-        )
-    return inside
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int32]:

@@ -75,6 +75,7 @@ def _local(local: contextlib.ExitStack, settings: Settings) -> EndpointSettings:
             url=server.url,
             model=server.model,
             key=settings.runtime.api_key,
+            tokenizer=model,
         )
     simulator = local.enter_context(SimProcess())
     return EndpointSettings(name="local", kind="sim", url=simulator.url, model="sim")

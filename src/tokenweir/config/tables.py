@@ -151,6 +151,11 @@ class EndpointSettings(SettingsModel):
     key: SecretRef | None = Field(
         default=None, description="Where its API key is found: env:NAME or file:PATH, never the key itself."
     )
+    tokenizer: Path | None = Field(
+        default=None,
+        description="The model's tokenizer.json, or a folder that holds one: the gateway counts with it what it"
+        " sets aside for prompts, and what a server says no usage of.",
+    )
     commit: str | None = Field(default=None, description="The engine's commit, which it may not say itself.")
     revision: str | None = Field(
         default=None, description="The model's revision, which it may not say itself."

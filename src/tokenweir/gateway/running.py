@@ -43,6 +43,7 @@ from tokenweir.ports.batches import Batches
 from tokenweir.ports.files import FileStore
 from tokenweir.ports.ledger import Ledger
 from tokenweir.ports.quota import QuotaStore
+from tokenweir.ports.tokenizer import TokenCounter
 from tokenweir.telemetry.refusals import Refusals
 from tokenweir.telemetry.spans import Tracer
 
@@ -62,7 +63,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     ``only`` names the paths of the door, if not all; ``line`` is what requests pass there. ``tls`` is what it speaks,
     if TLS, and ``refusals`` counts whom it does not let in. ``trust`` is how endpoints are spoken to over TLS, by their
-    names, and ``rules`` where they may be.
+    names, and ``rules`` where they may be. ``tokenizers`` are those of models, by their names.
     """
 
     settings: Settings
@@ -78,6 +79,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     trust: Mapping[str, ssl.SSLContext] = {}
     rules: AddressRules | None = None
     rpcs: Mapping[str, Rpc] = {}
+    tokenizers: Mapping[str, TokenCounter] = {}
     refusals: Refusals | None = None
     tracer: Tracer | None = None
 
@@ -88,7 +90,7 @@ class Gateway:
     def __init__(self, node: Node, clock: Clock | None = None) -> None:
         settings = node.settings
         clock = clock or SystemClock()
-        self.pool = Pool(_endpoints(node))
+        self.pool = Pool(_endpoints(node), tokenizers=node.tokenizers)
         prices = _prices(settings)
         self._reserving = Reservations(node.stores.quota, lease_ns=settings.reservation_lease)
         self._settler = Settler(node.stores.ledger, node.stores.quota)

@@ -26,3 +26,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``."""
         ...
+
+
+class TokenCounter(Protocol):
+    """Counts as a model's own tokenizer does. May be called from several threads at once."""
+
+    def count_batch(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens every text has, without special tokens."""
+        ...

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories.tokenizers import Family, write_tokenizer
 
+from tokenweir.backends.tokenizer_file import FileTokenizer
 from tokenweir.bench.corpora import Corpus, cut_corpus, load_corpus, synthetic_corpus
 from tokenweir.bench.corpora.slices import Cut, encode_texts, exact_cuts, make_ring
 from tokenweir.bench.tags import Tagger
-from tokenweir.bench.tokenizers import EstimateTokenizer, FileTokenizer, count_tokens
+from tokenweir.bench.tokenizers import EstimateTokenizer, count_tokens
 from tokenweir.core.corpus import Sample
 from tokenweir.core.errors import SpecError
 from tokenweir.core.scenario import Embedding, Fixed, Lengths, Uniform, draw_lengths

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories.tokenizers import write_tokenizer
 
-from tokenweir.bench.tokenizers import EstimateTokenizer, FileTokenizer, count_tokens, find_tokenizer
+from tokenweir.backends.tokenizer_file import FileTokenizer
+from tokenweir.bench.tokenizers import EstimateTokenizer, count_tokens, find_tokenizer
 from tokenweir.core.errors import InputError
 from tokenweir.ports.fakes import WordTokenizer
 

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tokenweir.bench.tokenizers import FileTokenizer, count_tokens
+from tokenweir.backends.tokenizer_file import FileTokenizer
+from tokenweir.bench.tokenizers import count_tokens
 from tokenweir.core.errors import SpecError
 from tokenweir.ports.tokenizer import Tokenizer
 

@@ -23,6 +23,7 @@ from tokenweir.gateway.direct.body import RequestBody, for_upstream, read
 from tokenweir.gateway.endpoints.pool import Endpoint, Pool
 from tokenweir.gateway.endpoints.upstream import Answer
 from tokenweir.gateway.measures import Measures, Times
+from tokenweir.gateway.metering.counting import Tally, counted_prompt
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
@@ -85,6 +86,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     granted: Granted
     endpoint: str = ""
     count: TokenCount | None = None
+    source: UsageSource = "server"
+    tally: Tally | None = None
+    """Counts it where its server does not, if the model's tokenizer is known."""
     chunks: int = 0
     held: bool = False
     settled: bool = False
@@ -96,6 +100,16 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Of the wait for its first token, where those are watched."""
     kept: bool = False
     """Whether the answer was kept from before."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether a server has taken it on, as far as anybody knows."""
+        return self.answered or self.ending == "cancelled"
+
+    def note(self, found: TokenCount | None) -> None:
+        """Note what the tokenizer has counted, if it could."""
+        if found is not None:
+            self.count, self.source = found, "tokenizer"
 
 
 class Direct:
@@ -137,14 +151,23 @@ class Direct:
             EndpointError: no endpoint answered.
         """
         body = self._admitted(caller, raw)
-        wanted = self.wanted(caller, request, body)
+        tokenizer = self.pool.tokenizers.get(body.model)
+        prompt = None if tokenizer is None else await counted_prompt(tokenizer, body)
+        wanted = self.wanted(caller, request, body, prompt)
         reserved, held = await self._reserving.reserve(wanted)
         if isinstance(reserved, Denied):
             raise exceeded(reserved, wanted, self._clock.wall_ns())
         if reserved.headroom:
             self.measures.left(reserved.headroom)
         exchange = Exchange(
-            request=request, caller=caller, body=body, raw=raw, path=path, granted=reserved, held=held
+            request=request,
+            caller=caller,
+            body=body,
+            raw=raw,
+            path=path,
+            granted=reserved,
+            held=held,
+            tally=None if tokenizer is None or prompt is None else Tally(tokenizer, prompt),
         )
         if body.stream:
             exchange.times = self.measures.stream(body.model, "direct", self.measures.now())
@@ -162,8 +185,26 @@ class Direct:
             # The caller may have gone, and this task with it: what was used is settled all the same.
             self._reserving.done(request)
             if not exchange.settled:
-                self.settler.post(self._charge(exchange))
+                self._settle(exchange)
         return exchange
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Have a request settled, once what it took is counted where that has to be."""
+        tally = exchange.tally
+        if tally is not None and exchange.count is None and exchange.asked:
+            found = tally.count()
+            if isinstance(found, asyncio.Future):
+                self.settler.post_after(found, lambda: self._charge_late(exchange, found.result()))
+                return
+            exchange.note(found)
+        self.settler.post(self._charge(exchange))
+
+    def _charge_late(self, exchange: Exchange, found: TokenCount | None) -> Charge:
+        """Return the charge of a request that was counted after its end."""
+        exchange.note(found)
+        if found is not None:
+            self.measures.charged(exchange.body.model, found)
+        return self._charge(exchange)
 
     def _admitted(self, caller: Caller, raw: bytes) -> RequestBody:
         body = read(raw)
@@ -201,9 +242,13 @@ class Direct:
         await self.settler.settle(self._charge(exchange))
         return exchange
 
-    def wanted(self, caller: Caller, request: bytes, body: RequestBody) -> Reserve:
-        """Return the reservation of a request: its prompt, and the output that its key and model usually use."""
-        prompt = prompt_tokens(body.prompt_bytes)
+    def wanted(self, caller: Caller, request: bytes, body: RequestBody, prompt: int | None = None) -> Reserve:
+        """Return the reservation of a request: its prompt, and the output that its key and model usually use.
+
+        ``prompt`` is the tokens of the prompt, where they were counted.
+        """
+        if prompt is None:
+            prompt = prompt_tokens(body.prompt_bytes)
         output = self._usual.tokens(caller.key, body.model, max_tokens=body.limit, n=body.n or 1)
         return Reserve(
             request=request,
@@ -294,6 +339,8 @@ class Direct:
         if answer.status == _OK:
             exchange.count = usage_of(whole)
             exchange.ending = "completed"
+            if exchange.count is None and exchange.tally is not None:
+                exchange.note(await exchange.tally.whole(exchange.path, exchange.body, whole))
         if exchange.ending == "completed" and self._unkept(exchange):
             # Of what a crash cuts off, nothing was given that is not charged. The end is written in the
             # reservation's stead: one row, where waiting for the reservation would cost another.
@@ -307,6 +354,9 @@ class Direct:
     ) -> None:
         meter, times, seen = StreamMeter(show_usage=exchange.body.shows_usage), exchange.times, 0
         headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+        output = None
+        if exchange.tally is not None:
+            output = exchange.tally.open(exchange.path, exchange.body, streamed=True)
         try:
             piece = meter.feed(await answer.take())
             if self.first_tokens is not None:
@@ -319,6 +369,8 @@ class Direct:
                 if times is not None:
                     times.piece(piece, meter.chunks - seen)
                     seen = meter.chunks
+                if output is not None:
+                    output.keep(piece)
                 if piece:
                     await sink.write(piece)
                 data = await answer.take()
@@ -336,15 +388,15 @@ class Direct:
 
     def _charge(self, exchange: Exchange) -> Charge:
         caller, body, count = exchange.caller, exchange.body, exchange.count
-        source: UsageSource = "server"
+        source = exchange.source
         if count is None:
             # A server that did not say, or a stream that was left: what came is counted.
-            asked = exchange.answered or exchange.ending == "cancelled"
+            asked = exchange.asked
             count = TokenCount(
                 input_tokens=prompt_tokens(body.prompt_bytes) if asked else 0, output_tokens=exchange.chunks
             )
             source = "estimated" if asked else "server"
-        if exchange.ending == "completed" and source == "server" and not exchange.kept:
+        if exchange.ending == "completed" and source != "estimated" and not exchange.kept:
             self._usual.note(caller.key, body.model, count.output_tokens)
         return Charge(
             row=LedgerRow(

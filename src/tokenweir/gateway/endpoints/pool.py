@@ -6,7 +6,7 @@ health check fails is asked only when no other is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from tokenweir.core.errors import NotFoundError, OverloadedError, ParameterError
 from tokenweir.core.events import Event
 from tokenweir.core.requests import Kind
 from tokenweir.gateway.endpoints.upstream import UpstreamClient
+from tokenweir.ports.tokenizer import TokenCounter
 
 _POLICY: Final = BreakerPolicy(failures=5, window_ns=10_000_000_000, open_ns=5_000_000_000)
 _FALLBACK: Final = 1_000_000
@@ -129,10 +130,13 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pool:
-    """All endpoints, by the model they serve."""
+    """All endpoints, by the model they serve. ``tokenizers`` are those of the models where they are known."""
 
-    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(
+        self, endpoints: Iterable[Endpoint], *, tokenizers: Mapping[str, TokenCounter] | None = None
+    ) -> None:
         self.endpoints = tuple(endpoints)
+        self.tokenizers: Mapping[str, TokenCounter] = tokenizers or {}
         self._by_model: dict[str, list[Endpoint]] = {}
         for endpoint in self.endpoints:
             self._by_model.setdefault(endpoint.facts.model, []).append(endpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tokenweir.core.clock import Clock
@@ -12,6 +12,7 @@ from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.measures import Measures
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.reserving import Reservations
+from tokenweir.gateway.metering.usage import TokenCount
 from tokenweir.ports.ledger import Charge, Ledger, LedgerRow
 from tokenweir.ports.quota import HoldingQuota, OpenReservation, QuotaStore, Settle
 from tokenweir.telemetry.logs import get_logger
@@ -30,6 +31,7 @@ class Settler:
         # Counters beside the ledger follow its rows by themselves.
         self._quota = None if isinstance(quota, HoldingQuota) else quota
         self._batcher: Batcher[Charge, bool] = Batcher(self._settle, name="ledger", waiting=262_144)
+        self._counting: set[asyncio.Future[TokenCount | None]] = set()
         self._away: WeirError | None = None
         self.measures = Measures()
         """Where rows are counted."""
@@ -37,7 +39,7 @@ class Settler:
     @property
     def waiting(self) -> int:
         """How many ends are not written yet."""
-        return len(self._batcher)
+        return len(self._batcher) + len(self._counting)
 
     async def settle(self, charge: Charge) -> bool:
         """Settle a request; ``False``: it was settled before. Waits while the store is away, and loses nothing."""
@@ -51,8 +53,20 @@ class Settler:
         """Settle a request without waiting for it."""
         self._batcher.post(charge)
 
+    def post_after(self, counting: asyncio.Future[TokenCount | None], charged: Callable[[], Charge]) -> None:
+        """Settle a request without waiting for it, once what it took is counted; ``charged`` then says it."""
+
+        def done(counting: asyncio.Future[TokenCount | None]) -> None:
+            self._counting.discard(counting)
+            self.post(charged())
+
+        self._counting.add(counting)
+        counting.add_done_callback(done)
+
     async def drained(self) -> None:
         """Return once all that was to be settled is."""
+        while self._counting:
+            await asyncio.wait(self._counting)
         await self._batcher.drained()
 
     def need(self) -> None:

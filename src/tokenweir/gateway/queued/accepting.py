@@ -16,6 +16,7 @@ from tokenweir.core.units import parse_duration
 from tokenweir.gateway.batching import Batcher
 from tokenweir.gateway.direct.body import read
 from tokenweir.gateway.direct.relay import Direct, exceeded
+from tokenweir.gateway.metering.counting import counted_prompt
 from tokenweir.gateway.queued.kept import PATHS, Kept
 from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.ports.access import Caller
@@ -238,7 +239,9 @@ class Accepting:
                 f"this key may not ask the model {body.model!r}",
                 mend=f"it may ask {', '.join(caller.models)}",
             )
-        reserve = self._direct.wanted(caller, request, body)
+        tokenizer = self._direct.pool.tokenizers.get(body.model)
+        prompt = None if tokenizer is None else await counted_prompt(tokenizer, body)
+        reserve = self._direct.wanted(caller, request, body, prompt)
         if wish.mode != "direct":
             # It may wait for a worker far longer than a request that is being relayed.
             lease_ns = max(reserve.lease_ns, self._queue_lease_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from tokenweir.core.clock import Clock
 from tokenweir.core.events import Cancelled, Completed, Event, Started, Token, Usage
 from tokenweir.gateway.batching import Batcher
+from tokenweir.gateway.metering.counting import Said, counted_prompt
 from tokenweir.gateway.metering.estimate import UsualOutput, prompt_tokens
 from tokenweir.gateway.metering.prices import PriceTable
 from tokenweir.gateway.metering.settling import Settler
@@ -19,6 +20,7 @@ from tokenweir.gateway.queued.sealing import Sealer
 from tokenweir.ports.eventlog import EventLog
 from tokenweir.ports.ledger import Charge, Ending, LedgerRow, UsageSource
 from tokenweir.ports.requests import RequestRecord
+from tokenweir.ports.tokenizer import TokenCounter
 
 _FORGETS: Final = 512
 
@@ -81,7 +83,9 @@ class Finisher:
         prices: PriceTable,
         sealer: Sealer,
         clock: Clock,
+        tokenizers: Mapping[str, TokenCounter] | None = None,
     ) -> None:
+        self._tokenizers: Mapping[str, TokenCounter] = tokenizers or {}
         self._settler = settler
         self._events = events
         self._usual = usual
@@ -99,12 +103,18 @@ class Finisher:
     async def finish(self, ended: Ended) -> None:
         """Settle, file and forget one request. Waits while a store is away."""
         record = ended.record
-        await self._settler.settle(self._charge(ended))
+        found = metered(ended)
+        if self._tokenizers:
+            found = await self._counted(ended, found)
+        await self._settler.settle(self._charge(ended, found))
         await self._forgetting.submit((record.request, record.lane))
 
     async def finish_all(self, ended: Sequence[Ended]) -> None:
         """Settle, file and forget a batch, with one call for each."""
-        await self._settler.settle_all([self._charge(each) for each in ended])
+        found = [metered(each) for each in ended]
+        if self._tokenizers:
+            found = [await self._counted(*each) for each in zip(ended, found, strict=True)]
+        await self._settler.settle_all([self._charge(*each) for each in zip(ended, found, strict=True)])
         await self._events.forget([(each.record.request, each.record.lane) for each in ended])
 
     async def forget(self, record: RequestRecord) -> None:
@@ -115,11 +125,26 @@ class Finisher:
         await self._events.forget(batch)
         return [None] * len(batch)
 
-    def _charge(self, ended: Ended) -> Charge:
-        record, found = ended.record, metered(ended)
-        count = found.count
+    async def _counted(self, ended: Ended, found: Metered) -> Metered:
+        """Return what a request used: what is estimated is counted with the model's tokenizer, if that is known."""
+        if found.source != "estimated":
+            return found
+        tokenizer = self._tokenizers.get(ended.record.model)
+        if tokenizer is None:
+            return found
+        prompt = await counted_prompt(tokenizer, ended.kept.read())
+        said = Said()
+        said.take(last_answer(ended.events))
+        output = await said.counted(tokenizer)
+        if prompt is None or output is None:
+            return found
+        count = TokenCount(input_tokens=prompt, output_tokens=output)
+        return Metered(count=count, source="tokenizer", endpoint=found.endpoint)
+
+    def _charge(self, ended: Ended, found: Metered) -> Charge:
+        record, count = ended.record, found.count
         ending = _ending(ended.events[-1])
-        if ending == "completed" and found.source == "server" and found.endpoint != KEPT_ENDPOINT:
+        if ending == "completed" and found.source != "estimated" and found.endpoint != KEPT_ENDPOINT:
             self._usual.note(record.key, record.model, count.output_tokens)
         row = LedgerRow(
             request=record.request,

@@ -107,6 +107,7 @@ class Workshop:
             usual=metering.usual,
             prices=metering.prices,
             sealer=self.sealer,
+            tokenizers=pool.tokenizers,
             clock=clock,
         )
         self.ends = LocalEnds(self._finisher, Webhooks(policy.webhooks, clock), self.reading, clock)
