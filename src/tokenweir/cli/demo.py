@@ -32,7 +32,7 @@ _PLAIN_WIDTH = 120
 def command(*, out: Path, quick: bool) -> None:
     """Measure two real servers on this machine and compare them, in about a minute.
 
-    Starts the simulator and mlx_lm.server on a very small model, benchmarks both, compares two engine
+    Starts the simulator, and weir runtime on the small model that ships, benchmarks both, compares two engine
     settings of one workload, and shows that a comparison of unlike runs is refused. Needs no network, no GPU.
     """
     start()
