@@ -14,6 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 WEIR = (sys.executable, "-m", "tokenweir")
+WITHOUT_MLX = (
+    sys.executable,
+    "-c",
+    "import sys; sys.modules['mlx_lm'] = None; from tokenweir.cli.main import main; main()",
+)
 DEADLINE_S = 90.0
 
 
@@ -47,10 +52,10 @@ def one_line(ended: Ended) -> str:
 
 
 @contextmanager
-def started(*arguments: str, log: Path) -> Generator[subprocess.Popen[str]]:
+def started(*arguments: str, log: Path, command: Sequence[str] = WEIR) -> Generator[subprocess.Popen[str]]:
     """Run ``weir`` in the background; its output goes to ``log``. It is ended with the block."""
     with log.open("w") as file:
-        process = subprocess.Popen([*WEIR, *arguments], stdout=file, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen([*command, *arguments], stdout=file, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
     finally:

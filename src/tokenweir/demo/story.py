@@ -117,10 +117,12 @@ class Demo:
         return self._bench("sweep", simulated, *load)
 
     def _real(self, real: Endpoint) -> Path:
-        self._teller.step(
-            "The same client on the real server",
-            "The model that ships, behind weir runtime, on the corpus that ships.",
+        served = (
+            "The model that ships, behind weir runtime"
+            if real.backend == "tokenweir"
+            else "A second simulator, in the place of a real model"
         )
+        self._teller.step("The same client on the other server", f"{served}, on the corpus that ships.")
         load = ("--arrival", "concurrency=4", "--requests", str(self._options.real_requests))
         return self._bench("real", real, *load)
 
@@ -144,7 +146,7 @@ class Demo:
         teller = self._teller
         teller.step(
             "What may not be compared is refused",
-            "A sweep of the simulator and a run on the real server asked different things.",
+            "A sweep of the simulator and a run on the other server asked different things.",
         )
         words = ("compare", str(one), str(other))
         teller.command(self._commands.shown(*words))
