@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from tests.factories.gateways import GatewayProcess, gateway
+from tokenizers import Tokenizer
 
 from tokenweir.runtime.process import can_serve
+from tokenweir.runtime.shipped import shipped_model
 
 pytestmark = pytest.mark.skipif(not can_serve(), reason="needs the extra 'runtime'")
 
@@ -20,6 +22,18 @@ def test_its_key_is_known_and_its_address_is_its_own(tmp_path: Path) -> None:
             model="good", messages=[{"role": "user", "content": "What is 38 + 47?"}], max_tokens=8
         )
         assert told.choices[0].message.content
+        # What is set aside for a prompt is counted with the model's own tokenizer.
+        assert door.weir("users", "add", "ada").returncode == 0
+        assert door.weir("quotas", "set", "9999", "tokens", "--per", "day", "--user", "ada").returncode == 0
+        client = door.client(door.weir("keys", "create", "ada").stdout.strip())
+        asked = client.completions.with_raw_response.create(
+            model="good", prompt="38 + 47 = " * 20, max_tokens=1
+        )
+        model = shipped_model()
+        assert model is not None
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        prompt = len(tokenizer.encode("38 + 47 = " * 20, add_special_tokens=False).ids)
+        assert 9999 - int(asked.headers["x-ratelimit-remaining-tokens"]) == prompt + 1
         assert "http://127.0.0.1:" in (door.home / "runtime.log").read_text(encoding="utf-8")
 
 
