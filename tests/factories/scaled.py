@@ -91,7 +91,7 @@ class Scaled:
         stores = (
             "[stores]\n"
             f'gateway = "{urls["postgresql"]}"\naccess = "{urls["postgresql"]}"\nquota = "{urls["redis"]}"\n'
-            f'queue = "{urls["rabbitmq"]}"\nevents = "{urls["kafka"]}"\n'
+            f'queue = "{urls.get("rabbitmq", urls["kafka"])}"\nevents = "{urls["kafka"]}"\n'
         )
         self.config.write_text(stores + settings, encoding="utf-8")
         self._children: list[Child] = []
@@ -165,7 +165,7 @@ class Scaled:
 
 @contextmanager
 def scaled(home: Path, urls: Mapping[str, str], settings: str) -> Generator[Scaled]:
-    """Give a deployment over these services: PostgreSQL, Redis, RabbitMQ, Kafka."""
+    """Give a deployment over these services: PostgreSQL, Redis, Kafka, and RabbitMQ unless jobs are in Kafka."""
     made = Scaled(home, urls, settings)
     try:
         made.key = made.add_user("ada")

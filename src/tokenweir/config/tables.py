@@ -84,7 +84,7 @@ class StoreSettings(SettingsModel):
         default="", description="Quota counters: redis://…; by default they are in gateway's SQLite file."
     )
     queue: str = Field(
-        default="", description="Jobs: amqp://…; by default they are in gateway's SQLite file."
+        default="", description="Jobs: amqp://… or kafka://…; by default they are in gateway's SQLite file."
     )
     events: str = Field(
         default="", description="Events: kafka://…; by default they are in gateway's SQLite file."

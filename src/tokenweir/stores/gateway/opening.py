@@ -35,7 +35,7 @@ _EMBEDDED: Final = "sqlite:///"
 _SHARED: Final = ("postgresql://", "postgresql+psycopg://")
 _SCALED: Final = {
     "quota": ("redis://", "rediss://"),
-    "queue": ("amqp://", "amqps://"),
+    "queue": ("amqp://", "amqps://", "kafka://", "kafkas://"),
     "events": ("kafka://", "kafkas://"),
 }
 _EXTRAS: Final = {"asyncpg": "postgresql", "psycopg": "postgresql", "redis": "redis", "aiormq": "rabbitmq"}
@@ -153,8 +153,13 @@ class _Scaled(Protocol):
 
 
 def _scaled() -> _Scaled:
+    return cast("_Scaled", imported("composed.opening"))
+
+
+def imported(module: str) -> object:
+    """Return a module beside this one that needs a client library. Raises MissingExtraError."""
     try:
-        return cast("_Scaled", importlib.import_module("tokenweir.stores.gateway.composed.opening"))
+        return importlib.import_module(f"tokenweir.stores.gateway.{module}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         raise MissingExtraError(

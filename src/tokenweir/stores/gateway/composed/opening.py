@@ -1,25 +1,35 @@
-"""Opens PostgreSQL, Redis, RabbitMQ and Kafka as one set of stores."""
+"""Opens PostgreSQL, Redis, Kafka and, where jobs are kept there, RabbitMQ as one set of stores."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Protocol, cast
 
 from tokenweir.stores.gateway.composed.intake import ComposedIntake
 from tokenweir.stores.gateway.kafka.connection import KafkaServers
 from tokenweir.stores.gateway.kafka.eventlog import KafkaEventLog
-from tokenweir.stores.gateway.opening import GatewayStores, StoreUrls
+from tokenweir.stores.gateway.opening import GatewayStores, Jobs, StoreUrls, imported
 from tokenweir.stores.gateway.postgresql.batches import PostgresqlBatches
 from tokenweir.stores.gateway.postgresql.counting import PostgresqlUse
 from tokenweir.stores.gateway.postgresql.database import PostgresqlDatabase
 from tokenweir.stores.gateway.postgresql.files import PostgresqlFiles
 from tokenweir.stores.gateway.postgresql.ledger import PostgresqlLedger
 from tokenweir.stores.gateway.postgresql.requests import PostgresqlRequests
-from tokenweir.stores.gateway.rabbitmq.connection import RabbitConnection
-from tokenweir.stores.gateway.rabbitmq.queue import RESULTS, RabbitQueue
 from tokenweir.stores.gateway.redis.connection import RedisConnection
 from tokenweir.stores.gateway.redis.upkeep import RedisQuotaUpkeep
+
+
+class _Queues(Protocol):
+    """What the module of a broker offers; importing it needs its client library."""
+
+    def open_queues(self, url: str) -> contextlib.AbstractAsyncContextManager[tuple[Jobs, Jobs]]: ...
+
+
+def _queues(url: str) -> _Queues:
+    broker = "kafka" if url.startswith("kafka") else "rabbitmq"
+    return cast("_Queues", imported(f"{broker}.opening"))
 
 
 @contextlib.asynccontextmanager
@@ -31,12 +41,7 @@ async def open_composed(urls: StoreUrls) -> AsyncGenerator[GatewayStores]:
         redis = RedisConnection(urls.quota)
         stack.push_async_callback(redis.close)
         quota = await RedisQuotaUpkeep.open(redis, PostgresqlUse(database))
-        publishing, consuming = RabbitConnection(urls.queue), RabbitConnection(urls.queue)
-        stack.push_async_callback(publishing.close)
-        stack.push_async_callback(consuming.close)
-        jobs, results = RabbitQueue(publishing, consuming), RabbitQueue(publishing, consuming, RESULTS)
-        await jobs.declare()
-        await results.declare()
+        jobs, results = await stack.enter_async_context(_queues(urls.queue).open_queues(urls.queue))
         requests = PostgresqlRequests(database)
         events = KafkaEventLog(KafkaServers(urls.events), requests)
         await stack.enter_async_context(events.open())

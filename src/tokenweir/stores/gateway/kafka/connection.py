@@ -47,34 +47,56 @@ class KafkaServers:
         Readers take a seq once. A producer that numbers its records would never work again after one was given up.
         """
         return cast("Any", aiokafka.AIOKafkaProducer)(
-            bootstrap_servers=self.name,
-            **self._secured,
+            **self.reached(),
             acks="all",
             max_request_size=MESSAGE_BYTES,
             max_batch_size=1_048_576,
             request_timeout_ms=15_000,
         )
 
-    def consumer(self, *, wait_ms: int) -> Any:  # noqa: ANN401 - the client's types are unknown
-        """Return a consumer without a group, not started; a poll waits ``wait_ms`` for something new."""
+    def consumer(self, *, wait_ms: int, bytes_each: int = MESSAGE_BYTES) -> Any:  # noqa: ANN401 - the client's types are unknown
+        """Return a consumer without a group, not started.
+
+        A poll waits ``wait_ms`` for something new, and reads up to ``bytes_each`` of a partition at once.
+        """
+        return self._consumer(wait_ms, max_partition_fetch_bytes=bytes_each)
+
+    def member(self, group: str, *, wait_ms: int) -> Any:  # noqa: ANN401 - the client's types are unknown
+        """Return a consumer in a group, not started. Lost, its partitions go to others after 10 s."""
+        return self._consumer(
+            wait_ms,
+            max_partition_fetch_bytes=1_048_576,
+            group_id=group,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=1_000,
+            # It reads no more while enough waits, and stays a member.
+            max_poll_interval_ms=2**31 - 1,
+        )
+
+    def _consumer(self, wait_ms: int, **others: object) -> Any:  # noqa: ANN401 - the client's types are unknown
         return cast("Any", aiokafka.AIOKafkaConsumer)(
-            bootstrap_servers=self.name,
-            **self._secured,
+            **self.reached(),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=wait_ms,
-            max_partition_fetch_bytes=MESSAGE_BYTES,
             request_timeout_ms=15_000,
+            **others,
         )
 
-    async def make_topic(self, name: str, *, partitions: int, retention_ms: int) -> None:
-        """Make a topic; one that is there must have that many partitions.
+    def reached(self) -> dict[str, object]:
+        """Return what every client needs to reach the brokers."""
+        return {"bootstrap_servers": self.name, **self._secured}
+
+    async def make_topic(
+        self, name: str, *, partitions: int, retention_ms: int, compacted: bool = False
+    ) -> None:
+        """Make a topic; one that is there must have that many partitions. ``compacted``: keys keep their last record.
 
         Raises:
             ConfigError: it has another number of partitions.
             UnavailableError: Kafka cannot be reached.
         """
-        admin = cast("Any", AIOKafkaAdminClient)(bootstrap_servers=self.name, **self._secured)
+        admin = cast("Any", AIOKafkaAdminClient)(**self.reached())
         with self.explained():
             try:
                 await admin.start()
@@ -85,6 +107,7 @@ class KafkaServers:
                     min(_REPLICAS, max(1, brokers)),
                     topic_configs={
                         "retention.ms": str(retention_ms),
+                        "cleanup.policy": "compact" if compacted else "delete",
                         "max.message.bytes": str(MESSAGE_BYTES),
                         # Where a request's events begin is found by time, so all of it is the broker's.
                         "message.timestamp.type": "LogAppendTime",
@@ -110,7 +133,7 @@ class KafkaServers:
             yield
         except (KafkaError, OSError, TimeoutError) as error:
             raise UnavailableError(
-                f"the event log {self.name!r} cannot be used: {error or type(error).__name__}",
+                f"Kafka {self.name!r} cannot be used: {error or type(error).__name__}",
                 mend="see that Kafka runs and can be reached",
             ) from error
 
